@@ -1,0 +1,1 @@
+"""Converters: whatever a model is kept in -> an ONNX model."""

@@ -1,0 +1,1 @@
+"""Deep SHAP attributions for any model that can be written as an ONNX graph."""

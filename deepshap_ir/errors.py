@@ -1,0 +1,36 @@
+"""Every error that this library raises on purpose."""
+
+
+class DeepShapError(Exception):
+    """Base class of the errors below."""
+
+
+class ModelError(DeepShapError):
+    """The model cannot be read, is not valid ONNX, or is not the function that was promised."""
+
+
+class InputError(DeepShapError, ValueError):
+    """Data, names or options do not fit the model."""
+
+
+class UnsupportedOperatorError(DeepShapError):
+    """Some operators on the way from the explained inputs to the output have no rule."""
+
+
+class RuleError(DeepShapError):
+    """A rule is registered twice, breaks its contract, or failed while it was compiled."""
+
+
+class NonFiniteError(DeepShapError, ArithmeticError):
+    """NaN or infinity in the data, in a value of the model, or in a multiplier."""
+
+
+class AdditivityError(DeepShapError, AssertionError):
+    """The attributions do not sum to ``f(x) - E[f]``.
+
+    An ``AssertionError`` too, because scripts written for ``shap`` catch that.
+    """
+
+
+class MissingDependencyError(DeepShapError, ImportError):
+    """An optional package is needed and not installed."""

@@ -1,0 +1,92 @@
+"""The static program for one example, on which everything else works.
+
+A `Graph` is what the importer makes of a model and what the walker differentiates: nodes in topological order,
+every value with a known shape and dtype, every value that no model input determines folded into a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the program.
+
+    Attributes
+    ----------
+    name : unique in its graph; the name in the model file where it has one.
+    domain : ``""`` for the ONNX standard (never ``"ai.onnx"``).
+    version : the opset of `domain` under which the operator is read.
+    inputs, outputs : value names, ``""`` where an optional one is absent.
+    attributes : plain Python values: int, float, str, lists of them, `numpy.ndarray` for a tensor,
+        `onnx.GraphProto` for a subgraph.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    version: int = 18
+
+    @property
+    def operator(self) -> str:
+        """``"Relu"``, or ``"com.microsoft::Gelu"`` outside the standard domain."""
+        return f"{self.domain}::{self.op_type}" if self.domain else self.op_type
+
+    def __str__(self) -> str:
+        return f"{self.operator} node {self.name!r}"
+
+
+@dataclass
+class Graph:
+    """A program for one example: shapes are static, and include the batch axis with length 1.
+
+    Attributes
+    ----------
+    inputs : names of the values that are fed, in the model's order.
+    outputs : names of the explained outputs (one, unless several are wanted at once).
+    nodes : topologically sorted.
+    constants : values that no input determines.
+    shapes, dtypes : of every value, inputs and constants included.
+    batch_axes : per input, the axis of the batch (length 1 in `shapes`), or None where the input has none.
+    opsets : domain -> version under which the nodes are read.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    constants: dict[str, Array]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype[Any]]
+    batch_axes: dict[str, int | None]
+    opsets: dict[str, int]
+
+    def producer(self) -> dict[str, Node]:
+        """Value name -> the node that makes it."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    def downstream(self, names: Iterable[str]) -> set[str]:
+        """All values that depend on any of `names`, these included."""
+        reached = set(names)
+        for node in self.nodes:
+            if any(name in reached for name in node.inputs):
+                reached.update(name for name in node.outputs if name)
+        return reached
+
+    def upstream(self, names: Iterable[str]) -> set[str]:
+        """All values on which any of `names` depends, these included."""
+        reached = set(names)
+        for node in reversed(self.nodes):
+            if any(name in reached for name in node.outputs):
+                reached.update(name for name in node.inputs if name)
+        return reached
