@@ -1,0 +1,453 @@
+"""Write ONNX operators for one example; remember over which batch axes each value varies.
+
+A rule sees values of one example: ``x.shape`` is ``(1, C, H, W)`` whatever the number of samples, references and
+outputs. The emitter records each operator as a `Step` and gives its results the union of the operands' *axes*, a subset
+of ``output < sample < background``. `deepshap_ir.batching` turns steps into ONNX nodes over arrays
+``[K, N, B, *shape]``, with the absent axes left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from deepshap_ir.errors import RuleError
+from deepshap_ir.graph import Array, Graph, Node
+
+OUTPUT, SAMPLE, BACKGROUND = "output", "sample", "background"
+AXES = (OUTPUT, SAMPLE, BACKGROUND)
+
+INTERNAL = "deepshap_ir"
+"""Domain of operators that exist only here: joined patterns (with a `body`), and `SumOver`."""
+
+UNARY = frozenset(
+    """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
+    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
+    Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
+)
+BROADCASTING = frozenset(
+    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min
+    Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
+)
+BOOLEAN = frozenset("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor".split())
+
+FOLDING_LIMIT = 1 << 22
+"""Constants of more elements than this are left to the runtime to fold."""
+
+
+class Value:
+    """A value of one example inside the program that is being written.
+
+    Attributes
+    ----------
+    shape : shape for one example.
+    dtype : numpy dtype.
+    axes : the batch axes over which the value varies, in the order of `AXES`.
+    data : the array where the value is a constant known now, else None.
+
+    Python arithmetic and comparisons on values emit the ONNX operator of the same meaning.
+    """
+
+    __slots__ = ("axes", "data", "dtype", "name", "op", "shape")
+
+    def __init__(
+        self,
+        op: Emitter,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        axes: tuple[str, ...] = (),
+        data: Array | None = None,
+    ) -> None:
+        self.op = op
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.axes = axes
+        self.data = data
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions for one example."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements for one example."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the value is a floating-point number."""
+        return self.dtype.kind == "f"
+
+    def __repr__(self) -> str:
+        return f"Value({self.name}, {self.dtype.name}{list(self.shape)}, axes={'*'.join(self.axes) or 'none'})"
+
+    def __add__(self, other: Operand) -> Value:
+        return self.op.Add(self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self.op.Add(other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.op.Sub(self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self.op.Sub(other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.op.Mul(self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self.op.Mul(other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.op.Div(self, other)
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self.op.Div(other, self)
+
+    def __matmul__(self, other: Operand) -> Value:
+        return self.op.MatMul(self, other)
+
+    def __rmatmul__(self, other: Operand) -> Value:
+        return self.op.MatMul(other, self)
+
+    def __neg__(self) -> Value:
+        return self.op.Neg(self)
+
+    def __abs__(self) -> Value:
+        return self.op.Abs(self)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self.op.Greater(self, other)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self.op.Less(self, other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self.op.GreaterOrEqual(self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self.op.LessOrEqual(self, other)
+
+    def __and__(self, other: Operand) -> Value:
+        return self.op.And(self, other)
+
+    def __or__(self, other: Operand) -> Value:
+        return self.op.Or(self, other)
+
+    def __invert__(self) -> Value:
+        return self.op.Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self!r} is known only when the program runs: select with op.Where, not with 'if'")
+
+
+Operand = Value | ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator for one example: its operands (None where absent), results and Python attributes."""
+
+    op_type: str
+    domain: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attributes: Mapping[str, Any]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The union of the operands' batch axes."""
+        return union(*self.inputs)
+
+
+def union(*values: Value | None) -> tuple[str, ...]:
+    """The batch axes that any of `values` has, in the order of `AXES`."""
+    present = {axis for value in values if value is not None for axis in value.axes}
+    return tuple(axis for axis in AXES if axis in present)
+
+
+class Emitter:
+    """Records steps. Every ONNX operator is a method: ``op.ReduceSum(x, [-1], keepdims=0)``.
+
+    Positional arguments are the operator's inputs: a `Value`, an array, a number, or None for an absent optional
+    input. Numbers and floating-point arrays take the dtype of the values beside them; lists of integers become int64.
+    Keyword arguments are attributes. ``outputs=n`` asks for the first n outputs and returns a tuple. An operator
+    outside the standard domain is ``op.call("com.microsoft::Gelu", x)``.
+
+    An operator whose operands are all constants is computed at once, and equal operators are emitted once.
+    """
+
+    def __init__(self, opsets: Mapping[str, int], dtype: np.dtype[Any] | None = None) -> None:
+        self.opsets = dict(opsets)
+        self.dtype = np.dtype(np.float32) if dtype is None else dtype
+        self.steps: list[Step] = []
+        self.by_output: dict[str, Step] = {}
+        self._known: dict[Any, tuple[Value, ...]] = {}
+        self._constants: dict[Any, Value] = {}
+        self._count = 0
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+
+        def emit(*inputs: Operand | None, outputs: int | None = None, **attributes: Any) -> Any:
+            return self.call(op_type, *inputs, outputs=outputs, **attributes)
+
+        return emit
+
+    def call(self, operator: str, *inputs: Operand | None, outputs: int | None = None, **attributes: Any) -> Any:
+        """Emit ``"OpType"`` or ``"domain::OpType"``; a `Value`, or a tuple of them where ``outputs=n`` is given."""
+        domain, _, op_type = operator.rpartition("::")
+        values = self._operands(inputs)
+        results = self.emit(op_type, domain, values, attributes, outputs or 1)
+        return results[0] if outputs is None else results
+
+    def constant(self, array: ArrayLike, dtype: Any = None) -> Value:
+        """A constant. Arrays are kept by reference, so do not change them afterwards."""
+        data = np.asarray(array, dtype=dtype)
+        key = (data.dtype.str, data.shape, data.tobytes() if data.nbytes <= 4096 else id(data))
+        if key not in self._constants:
+            self._constants[key] = Value(self, self._name("c"), data.shape, data.dtype, (), data)
+        return self._constants[key]
+
+    def input(self, name: str, shape: Sequence[int], dtype: Any, axes: Sequence[str]) -> Value:
+        """A value that is fed when the program runs."""
+        return Value(self, name, tuple(shape), np.dtype(dtype), tuple(axis for axis in AXES if axis in axes))
+
+    def cast(self, value: Value, dtype: Any) -> Value:
+        """`value` as `dtype`; itself where it has it already."""
+        if value.dtype == np.dtype(dtype):
+            return value
+        return self.call("Cast", value, to=int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
+
+    def zeros(self, shape: Sequence[int], dtype: Any = None) -> Value:
+        """A constant of zeros."""
+        return self.constant(np.zeros(tuple(shape), dtype or self.dtype))
+
+    def sum_over(self, value: Value, axis: str) -> Value:
+        """The sum over a batch axis that `value` has."""
+        axes = tuple(a for a in value.axes if a != axis)
+        return self._record("SumOver", INTERNAL, (value,), [(value.shape, value.dtype)], {"axis": axis}, axes)[0]
+
+    def emit(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int = 1,
+        types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]] | None = None,
+    ) -> tuple[Value, ...]:
+        """Record one operator on values; `types`, (shape, dtype) of each output, replaces inference where given."""
+        key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
+        if key not in self._known:
+            folded = self._fold(op_type, domain, inputs, attributes, outputs)
+            if folded is not None:
+                self._known[key] = folded
+            else:
+                if types is None:
+                    types = self._infer(op_type, domain, inputs, attributes, outputs)
+                self._known[key] = self._record(op_type, domain, tuple(inputs), types, attributes, union(*inputs))
+        return self._known[key]
+
+    def node(self, node: Node, inputs: Sequence[Value | None], graph: Graph) -> tuple[Value | None, ...]:
+        """Emit a node of `graph` on `inputs`, one result per node output (None where the node leaves it out).
+
+        A node with a `body` is emitted as its body.
+        """
+        body = node.attributes.get("body")
+        if isinstance(body, Graph):
+            return tuple(self.graph(body, inputs))
+        types = [(graph.shapes[n], graph.dtypes[n]) if n else ((), self.dtype) for n in node.outputs]
+        results = self.emit(node.op_type, node.domain, inputs, node.attributes, len(node.outputs), types)
+        return tuple(v if n else None for n, v in zip(node.outputs, results, strict=True))
+
+    def graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
+        """Emit all of `graph` on `inputs`; its outputs."""
+        known: dict[str, Value | None] = dict(zip(graph.inputs, inputs, strict=True))
+        known |= {name: self.constant(data) for name, data in graph.constants.items()}
+        for node in graph.nodes:
+            results = self.node(node, [known[n] if n else None for n in node.inputs], graph)
+            known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n}
+        found = [known[n] for n in graph.outputs]
+        return [value for value in found if value is not None]
+
+    def _name(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def _operands(self, inputs: Sequence[Operand | None]) -> list[Value | None]:
+        """Inputs as values; numbers and floating-point arrays in the dtype of the first value of their kind."""
+        floats = next((v.dtype for v in inputs if isinstance(v, Value) and v.is_float), None)
+        others = next((v.dtype for v in inputs if isinstance(v, Value)), None)
+        values: list[Value | None] = []
+        for operand in inputs:
+            if operand is None or isinstance(operand, Value):
+                values.append(operand)
+                continue
+            data = np.asarray(operand)
+            if data.dtype.kind == "f":
+                data = data.astype(floats or self.dtype, copy=False)
+            elif isinstance(operand, int) and not isinstance(operand, bool):
+                data = data.astype(floats or others or self.dtype)
+            elif data.dtype.kind in "iu" and not isinstance(operand, np.ndarray):
+                data = data.astype(np.int64)
+            elif data.size == 0 and not isinstance(operand, np.ndarray):
+                data = data.astype(np.int64)
+            values.append(self.constant(data))
+        return values
+
+    def _record(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: tuple[Value | None, ...],
+        types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]],
+        attributes: Mapping[str, Any],
+        axes: tuple[str, ...],
+    ) -> tuple[Value, ...]:
+        results = tuple(Value(self, self._name("v"), shape, dtype, axes) for shape, dtype in types)
+        step = Step(op_type, domain, inputs, results, attributes)
+        self.steps.append(step)
+        self.by_output.update((value.name, step) for value in results)
+        return results
+
+    def _fold(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int,
+    ) -> tuple[Value, ...] | None:
+        """The results as constants where only constants, or only shapes, determine them."""
+        if domain:
+            return None
+        if op_type == "Shape" and inputs[0] is not None:
+            shape = inputs[0].shape[attributes.get("start", 0) : attributes.get("end")]
+            return (self.constant(np.array(shape, np.int64)),)
+        if op_type == "Size" and inputs[0] is not None:
+            return (self.constant(np.array(inputs[0].size, np.int64)),)
+        if op_type == "Identity" and inputs[0] is not None:
+            return (inputs[0],)
+        if any(v is not None and (v.data is None or v.data.size > FOLDING_LIMIT) for v in inputs):
+            return None
+        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
+        results = [f"o{k}" for k in range(outputs)]
+        node = onnx_node(op_type, domain, names, results, attributes)
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_value_info(n, _type_of(v)) for n, v in zip(names, inputs, strict=True) if v is not None],
+            [helper.make_empty_tensor_value_info(n) for n in results],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10)
+        feeds = {n: v.data for n, v in zip(names, inputs, strict=True) if v is not None}
+        with np.errstate(all="ignore"):
+            arrays = ReferenceEvaluator(model).run(None, feeds)
+        if any(np.asarray(array).size > FOLDING_LIMIT for array in arrays):
+            return None
+        return tuple(self.constant(np.asarray(array)) for array in arrays)
+
+    def _infer(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int,
+    ) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of each output, for one example."""
+        first = inputs[0]
+        if not domain and op_type in UNARY and outputs == 1 and first is not None:
+            dtype = np.dtype(bool) if op_type in BOOLEAN else first.dtype
+            if op_type == "Cast":
+                dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
+            return [(first.shape, dtype)]
+        if not domain and op_type in BROADCASTING:
+            present = [v for v in inputs if v is not None]
+            try:
+                shape = np.broadcast_shapes(*(v.shape for v in present))
+            except ValueError:
+                raise RuleError(f"{op_type} cannot broadcast {[v.shape for v in present]}") from None
+            dtype = np.dtype(bool) if op_type in BOOLEAN else present[-1 if op_type == "Where" else 0].dtype
+            _check_dtypes(op_type, present[1:] if op_type == "Where" else present)
+            return [(shape, dtype)]
+        if domain or op_type in ("If", "Loop", "Scan"):
+            raise RuleError(f"{domain}::{op_type}: the shapes of its outputs are not known here; pass types=")
+        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
+        results = [f"o{k}" for k in range(outputs)]
+        node = onnx_node(op_type, domain, names, results, attributes)
+        types = {n: _type_of(v) for n, v in zip(names, inputs, strict=True) if v is not None}
+        data = {
+            n: numpy_helper.from_array(v.data)
+            for n, v in zip(names, inputs, strict=True)
+            if v is not None and v.data is not None and v.data.size <= 4096
+        }
+        schema = onnx.defs.get_schema(op_type, self.opsets[""], "")
+        shapes = [v.shape if v is not None else None for v in inputs]
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10
+            )
+        except Exception as error:
+            raise RuleError(f"{op_type} does not fit operands of shapes {shapes}: {error}") from error
+        inferred = []
+        for name in results:
+            tensor = found[name].tensor_type if name in found else None
+            if tensor is None or not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+                raise RuleError(f"{op_type} on shapes {shapes}: the shape of output {name[1:]} depends on data")
+            shape = tuple(d.dim_value for d in tensor.shape.dim)
+            inferred.append((shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        return inferred
+
+
+def onnx_node(
+    op_type: str, domain: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any], name: str = ""
+) -> onnx.NodeProto:
+    """A node with Python attributes as they are kept in `Node` and `Step`; a `Graph` must be lowered before."""
+    node = helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=domain)
+    for key, value in attributes.items():
+        if value is None:
+            continue
+        if isinstance(value, np.ndarray):
+            node.attribute.append(helper.make_attribute(key, numpy_helper.from_array(value)))
+        elif isinstance(value, list | tuple) and not value:
+            node.attribute.append(helper.make_attribute(key, [], attr_type=onnx.AttributeProto.INTS))
+        else:
+            node.attribute.append(helper.make_attribute(key, value))
+    return node
+
+
+def _type_of(value: Value) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _check_dtypes(op_type: str, values: Sequence[Value]) -> None:
+    dtypes = {v.dtype for v in values}
+    if len(dtypes) > 1 and op_type != "Pow" and op_type != "BitShift":
+        raise RuleError(f"{op_type} of different dtypes {sorted(d.name for d in dtypes)}: cast first (op.cast)")
+
+
+def _attribute_key(attributes: Mapping[str, Any]) -> Any:
+    def key(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return (value.dtype.str, value.shape, value.tobytes())
+        if isinstance(value, list | tuple):
+            return tuple(key(v) for v in value)
+        if isinstance(value, int | float | str | bytes | bool) or value is None:
+            return value
+        return id(value)
+
+    return tuple(sorted((name, key(value)) for name, value in attributes.items()))

@@ -1,0 +1,35 @@
+"""All that a rule imports.
+
+```python
+from deepshap_ir.extend import rule
+
+@rule("my.domain::Square")
+def square(ctx, m):
+    \"\"\"``(x^2 - x0^2) / (x - x0) = x + x0``.\"\"\"
+    return m[0] * (ctx.x() + ctx.x0())
+```
+
+A rule gets the node's context and one multiplier per node output (None where the output is not used), and returns one
+multiplier per node input, None where the input does not vary; or just the one multiplier where one input varies. Shapes
+are those of one example. A multiplier may have the shape of the input or the one that it is broadcast to.
+"""
+
+from deepshap_ir.context import Context, Expansion
+from deepshap_ir.emitter import Emitter, Value
+from deepshap_ir.errors import RuleError, UnsupportedOperatorError
+from deepshap_ir.graph import Graph, Node
+from deepshap_ir.registry import RuleSet, expand, rule
+
+__all__ = [
+    "Context",
+    "Emitter",
+    "Expansion",
+    "Graph",
+    "Node",
+    "RuleError",
+    "RuleSet",
+    "UnsupportedOperatorError",
+    "Value",
+    "expand",
+    "rule",
+]
