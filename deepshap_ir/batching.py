@@ -197,7 +197,8 @@ def sum_over(low: Lowering, step: Step) -> None:
     """The sum over one batch axis."""
     value = operand(step)
     position = value.axes.index(step.attributes["axis"])
-    low.node("ReduceSum", [value.name, low.integers([position])], step.outputs[0].name, keepdims=0)
+    reduction = step.attributes["reduction"]
+    low.node(reduction, [low.name(value), low.integers([position])], step.outputs[0].name, keepdims=0)
 
 
 @batching("MatMul")
@@ -436,7 +437,7 @@ def leading(low: Lowering, step: Step) -> None:
 def own_batch(low: Lowering, step: Step) -> None:
     """Merge the axes into the operator's own batch dimension, run, and split them again."""
     x = operand(step)
-    if not only_first(step) or step.op_type == "MaxPool" and len(step.outputs) > 1:
+    if not only_first(step) or (step.op_type == "MaxPool" and len(step.outputs) > 1):
         row_by_row(low, step)
         return
     names = [low.merged(x, x.axes), *(low.name(v) for v in step.inputs[1:])]

@@ -28,15 +28,12 @@ INTERNAL = "deepshap_ir"
 """Domain of operators that exist only here: joined patterns (with a `body`), and `SumOver`."""
 
 UNARY = frozenset(
-    """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
-    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
-    Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
+    ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"]
 )
 BROADCASTING = frozenset(
-    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min
-    Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
+    ["Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"]
 )
-BOOLEAN = frozenset("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor".split())
+BOOLEAN = frozenset(["And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"])
 
 FOLDING_LIMIT = 1 << 22
 """Constants of more elements than this are left to the runtime to fold."""
@@ -235,10 +232,11 @@ class Emitter:
         """A constant of zeros."""
         return self.constant(np.zeros(tuple(shape), dtype or self.dtype))
 
-    def sum_over(self, value: Value, axis: str) -> Value:
-        """The sum over a batch axis that `value` has."""
+    def sum_over(self, value: Value, axis: str, reduction: str = "ReduceSum") -> Value:
+        """The sum (or sum of squares, "ReduceSumSquare", or magnitudes, "ReduceL1") over a batch axis of `value`."""
         axes = tuple(a for a in value.axes if a != axis)
-        return self._record("SumOver", INTERNAL, (value,), [(value.shape, value.dtype)], {"axis": axis}, axes)[0]
+        attributes = {"axis": axis, "reduction": reduction}
+        return self._record("SumOver", INTERNAL, (value,), [(value.shape, value.dtype)], attributes, axes)[0]
 
     def emit(
         self,
@@ -301,9 +299,7 @@ class Emitter:
                 data = data.astype(floats or self.dtype, copy=False)
             elif isinstance(operand, int) and not isinstance(operand, bool):
                 data = data.astype(floats or others or self.dtype)
-            elif data.dtype.kind in "iu" and not isinstance(operand, np.ndarray):
-                data = data.astype(np.int64)
-            elif data.size == 0 and not isinstance(operand, np.ndarray):
+            elif (data.dtype.kind in "iu" and not isinstance(operand, np.ndarray)) or (data.size == 0 and not isinstance(operand, np.ndarray)):
                 data = data.astype(np.int64)
             values.append(self.constant(data))
         return values
@@ -406,7 +402,11 @@ class Emitter:
         inferred = []
         for name in results:
             tensor = found[name].tensor_type if name in found else None
-            if tensor is None or not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+            if (
+                tensor is None
+                or not tensor.HasField("shape")
+                or any(not d.HasField("dim_value") for d in tensor.shape.dim)
+            ):
                 raise RuleError(f"{op_type} on shapes {shapes}: the shape of output {name[1:]} depends on data")
             shape = tuple(d.dim_value for d in tensor.shape.dim)
             inferred.append((shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
@@ -414,7 +414,12 @@ class Emitter:
 
 
 def onnx_node(
-    op_type: str, domain: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any], name: str = ""
+    op_type: str,
+    domain: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    attributes: Mapping[str, Any],
+    name: str = "",
 ) -> onnx.NodeProto:
     """A node with Python attributes as they are kept in `Node` and `Step`; a `Graph` must be lowered before."""
     node = helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=domain)

@@ -7,11 +7,12 @@ every value with a known shape and dtype, every value that no model input determ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 Array = NDArray[Any]
 
@@ -28,6 +29,7 @@ class Node:
     inputs, outputs : value names, ``""`` where an optional one is absent.
     attributes : plain Python values: int, float, str, lists of them, `numpy.ndarray` for a tensor,
         `onnx.GraphProto` for a subgraph.
+    captures : values of the graph that the subgraphs read by name, in order of first use. They are no `inputs`.
     """
 
     name: str
@@ -37,11 +39,17 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     domain: str = ""
     version: int = 18
+    captures: tuple[str, ...] = ()
 
     @property
     def operator(self) -> str:
         """``"Relu"``, or ``"com.microsoft::Gelu"`` outside the standard domain."""
         return f"{self.domain}::{self.op_type}" if self.domain else self.op_type
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every value that the node depends on: its inputs that are present, and what its subgraphs capture."""
+        return (*filter(None, self.inputs), *self.captures)
 
     def __str__(self) -> str:
         return f"{self.operator} node {self.name!r}"
@@ -79,7 +87,7 @@ class Graph:
         """All values that depend on any of `names`, these included."""
         reached = set(names)
         for node in self.nodes:
-            if any(name in reached for name in node.inputs):
+            if any(name in reached for name in node.reads):
                 reached.update(name for name in node.outputs if name)
         return reached
 
@@ -88,5 +96,31 @@ class Graph:
         reached = set(names)
         for node in reversed(self.nodes):
             if any(name in reached for name in node.outputs):
-                reached.update(name for name in node.inputs if name)
+                reached.update(node.reads)
         return reached
+
+    def astype(self, dtype: Any) -> Graph:
+        """The same program with every floating-point value in `dtype`, Cast targets and bodies included."""
+        target = np.dtype(dtype)
+        code = int(helper.np_dtype_to_tensor_dtype(target))
+
+        def number(name: str, old: np.dtype[Any]) -> np.dtype[Any]:
+            return target if old.kind == "f" else old
+
+        def attribute(node: Node, key: str, value: Any) -> Any:
+            if isinstance(value, Graph):
+                return value.astype(target)
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                return value.astype(target)
+            floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+            return code if node.op_type == "Cast" and key == "to" and value in floats else value
+
+        return replace(
+            self,
+            nodes=tuple(
+                replace(node, attributes={k: attribute(node, k, v) for k, v in node.attributes.items()})
+                for node in self.nodes
+            ),
+            constants={n: a.astype(number(n, a.dtype), copy=False) for n, a in self.constants.items()},
+            dtypes={n: number(n, d) for n, d in self.dtypes.items()},
+        )

@@ -1,1 +1,10 @@
-"""The rules: one module per operator family, each importing only `deepshap_ir.extend`."""
+"""The rules: one module per operator family, each importing only `deepshap_ir.extend`.
+
+Importing this package registers them all.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,244 @@
+"""The three ONNX models that explain a graph, and how much memory their pieces take.
+
+One stream of steps is emitted for the whole job. Each step belongs to one of three programs by the batch axes of its
+operands: what varies over references alone is run once per reference (`background`), what varies over samples alone
+once per sample (`sample`), the rest once per (sample, reference, output) triple (`explain`). Values that cross from one
+program to another become outputs of the first and inputs of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from deepshap_ir.batching import Lowering, dimension
+from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
+from deepshap_ir.errors import InputError
+from deepshap_ir.graph import Graph, Node
+from deepshap_ir.registry import Resolver
+from deepshap_ir.walker import Walker, require_rules
+
+STAGES = ("background", "sample", "explain")
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Program:
+    """One ONNX model, its steps, and the values that go in and come out."""
+
+    model: ModelProto
+    steps: tuple[Step, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    dimensions: tuple[str, ...]
+
+    def peak_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Most bytes alive at once, inputs and outputs included, for these lengths of the batch axes."""
+        last: dict[str, int] = {}
+        for k, step in enumerate(self.steps):
+            last.update((v.name, k) for v in step.inputs if v is not None)
+        kept = {v.name for v in (*self.inputs, *self.outputs)}
+        alive = sum(nbytes(v, sizes) for v in self.inputs)
+        peak = alive
+        for k, step in enumerate(self.steps):
+            alive += sum(nbytes(v, sizes) for v in step.outputs)
+            peak = max(peak, alive)
+            done = {v.name: v for v in (*step.inputs, *step.outputs) if v is not None and last.get(v.name, k) == k}
+            alive -= sum(nbytes(v, sizes) for v in done.values() if v.name not in kept and v.data is None)
+        return peak
+
+    def widest(self) -> Value:
+        """The value with the most elements per triple; pieces are cut so that it fits the processor's cache."""
+        return max((v for step in self.steps for v in step.outputs), key=lambda v: (len(v.axes), v.size))
+
+
+def nbytes(value: Value, sizes: Mapping[str, int]) -> int:
+    """Bytes of `value` for these lengths of the batch axes."""
+    return int(np.prod([sizes[a] for a in value.axes], dtype=np.int64)) * value.size * value.dtype.itemsize
+
+
+@dataclass
+class Plan:
+    """All that the evaluator runs.
+
+    Attributes
+    ----------
+    background, sample, explain : the three programs.
+    result : role -> value among the programs' outputs. Per attributed value `v`: ``("sum", v)``, and with details
+        ``("squares", v)`` and ``("absolute", v)``, sums over the background of the contributions, their squares and
+        magnitudes, ``[K, N, *shape]``; ``("output",)`` and ``("base",)``: the explained output at samples, and at
+        references (summed over the background where it is computed per pair); ``("residual", node)``.
+    per_pair_base : whether the base value depends on the sample, as it does with held inputs or own references.
+    """
+
+    background: Program
+    sample: Program
+    explain: Program
+    result: dict[tuple[str, ...], Value]
+    places: tuple[str, ...]
+    output: str
+    per_pair_base: bool
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    def programs(self) -> dict[str, Program]:
+        """Name -> program."""
+        return {"background": self.background, "sample": self.sample, "explain": self.explain}
+
+
+def build_plan(
+    graph: Graph,
+    resolver: Resolver,
+    *,
+    explained: Sequence[str],
+    at: Sequence[str] = (),
+    hold: Collection[str] = (),
+    own_references: bool = False,
+    ranked: bool = False,
+    details: bool = False,
+    ledger: bool = False,
+    multipliers: bool = False,
+) -> Plan:
+    """Emit the programs that explain ``graph.outputs[0]``.
+
+    Parameters
+    ----------
+    explained : the fed values that differ between sample and reference; the others are the sample's own in both.
+    at : where attributions are wanted, if not at `explained`.
+    hold : values that take the sample's own value in both passes.
+    own_references : each sample has references of its own.
+    ranked : each sample has outputs of its own to explain.
+    details : also sum squares and magnitudes of the contributions.
+    ledger : also give the residual of every node.
+    multipliers : also give the sums of the multipliers themselves.
+    """
+    op = Emitter(graph.opsets, _float_dtype(graph))
+    walker = Walker(op, resolver, [] if ledger else None)
+    xs, x0s = [], []
+    for name in graph.inputs:
+        shape, dtype = graph.shapes[name], graph.dtypes[name]
+        batched = graph.batch_axes.get(name, 0) is not None
+        x = op.input(f"sample_{name}", shape, dtype, [SAMPLE] if batched else [])
+        xs.append(x)
+        axes = [SAMPLE, BACKGROUND] if own_references else [BACKGROUND]
+        x0s.append(op.input(f"background_{name}", shape, dtype, axes) if name in explained else x)
+    known = walker.forward(graph, xs, x0s, hold)
+    output = graph.outputs[0]
+    y, y0 = known[output]
+    if y is y0:
+        raise InputError(f"output {output!r} does not depend on the explained inputs {list(explained)}")
+    places = tuple(at or explained)
+    varying = {name for name, (x, x0) in known.items() if x is not x0}
+    fixed = [name for name in places if name not in varying]
+    if fixed:
+        raise InputError(f"the values {fixed} do not vary with the explained inputs {list(explained)}")
+    require_rules(graph, resolver, varying)
+
+    seed = op.input("seed", graph.shapes[output], op.dtype, [OUTPUT, SAMPLE] if ranked else [OUTPUT])
+    found = walker.backward(graph, known, {output: seed}, places)
+    result: dict[tuple[str, ...], Value] = {("output",): y, ("base",): y0}
+    per_pair_base = y0.axes != (BACKGROUND,)
+    if per_pair_base:
+        result["base",] = op.sum_over(y0, BACKGROUND)
+    bypassing = [name for name in explained if name not in places and name in found]
+    for name in (*places, *bypassing):
+        x, x0 = known[name]
+        m = found.get(name)
+        if m is None:
+            continue
+        delta = op.Sub(op.cast(x, m.dtype), op.cast(x0, m.dtype))
+        contribution = m * delta
+        result["sum", name] = op.sum_over(contribution, BACKGROUND)
+        if details:
+            result["squares", name] = op.sum_over(contribution, BACKGROUND, "ReduceSumSquare")
+            result["absolute", name] = op.sum_over(contribution, BACKGROUND, "ReduceL1")
+        if multipliers:
+            spread = m if BACKGROUND in m.axes else m + delta * 0.0
+            result["multiplier", name] = op.sum_over(spread, BACKGROUND)
+    nodes = {}
+    for node, residual in walker.ledger or ():
+        nodes[node.name] = node
+        if BACKGROUND in residual.axes:
+            residual = op.sum_over(residual, BACKGROUND)
+        result["residual", node.name] = residual
+    wanted = list(dict.fromkeys(result.values()))
+    return Plan(*split(op, wanted), result, places, output, per_pair_base, nodes)
+
+
+def _float_dtype(graph: Graph) -> np.dtype[np.float64] | np.dtype[np.float32]:
+    output = graph.dtypes[graph.outputs[0]]
+    return np.dtype(np.float64) if output == np.float64 else np.dtype(np.float32)
+
+
+def split(op: Emitter, wanted: Sequence[Value]) -> tuple[Program, Program, Program]:
+    """The programs `background`, `sample` and `explain` that compute `wanted`, without steps that nothing needs."""
+    needed = _needed(op, wanted)
+    stage: dict[str, str | None] = {}
+    for step in needed:
+        axes = step.axes
+        own = {(): None, (BACKGROUND,): "background", (SAMPLE,): "sample"}.get(axes, "explain")
+        before = {stage.get(v.name) for v in step.inputs if v is not None} - {None}
+        if (own is None and before) or before - {own}:
+            own = "explain"
+        stage.update((v.name, own) for v in step.outputs)
+    made: dict[str, list[Step]] = {name: [] for name in STAGES}
+    for step in needed:
+        for name in STAGES if stage[step.outputs[0].name] is None else [str(stage[step.outputs[0].name])]:
+            made[name].append(step)
+    results: dict[str, list[Value]] = {name: [] for name in STAGES}
+    for value in wanted:
+        results[stage.get(value.name) or "explain"].append(value)
+    later = {v.name: v for step in made["explain"] for v in step.inputs if v is not None}
+    for name in ("background", "sample"):
+        ours = {v.name: v for step in made[name] if stage[step.outputs[0].name] == name for v in step.outputs}
+        results[name] += [v for n, v in ours.items() if n in later and v not in results[name]]
+    programs = [_program(op, made[name], results[name]) for name in STAGES]
+    return programs[0], programs[1], programs[2]
+
+
+def _needed(op: Emitter, wanted: Iterable[Value], steps: Sequence[Step] | None = None) -> list[Step]:
+    names = {v.name for v in wanted}
+    needed = []
+    for step in reversed(op.steps if steps is None else steps):
+        if any(v.name in names for v in step.outputs):
+            needed.append(step)
+            names.update(v.name for v in step.inputs if v is not None)
+    return needed[::-1]
+
+
+def _program(op: Emitter, steps: Sequence[Step], outputs: Sequence[Value]) -> Program:
+    steps = _needed(op, outputs, steps)
+    made = {v.name for step in steps for v in step.outputs}
+    used = {v.name: v for step in steps for v in step.inputs if v is not None}
+    used |= {v.name: v for v in outputs}
+    inputs = [v for n, v in used.items() if n not in made and v.data is None]
+    low = Lowering()
+    for step in steps:
+        low.step(step)
+    renamed = []
+    for k, value in enumerate(outputs):
+        if value.name in made:
+            renamed.append(value.name)
+        else:  # onnxruntime does not take an input or initializer as an output
+            renamed.append(low.node("Identity", [low.name(value)], f"result{k}"))
+    dimensions = tuple(axis for axis in AXES if axis in low.dimensions)
+    graph = helper.make_graph(
+        low.nodes,
+        "deepshap",
+        [
+            *(_info(v.name, v) for v in inputs),
+            *(helper.make_tensor_value_info(dimension(a), TensorProto.INT64, [1]) for a in dimensions),
+        ],
+        [_info(name, v) for name, v in zip(renamed, outputs, strict=True)],
+        [numpy_helper.from_array(np.ascontiguousarray(data), name) for name, data in low.initializers.items()],
+    )
+    imports = [helper.make_opsetid(domain, version) for domain, version in op.opsets.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+    return Program(model, tuple(steps), tuple(inputs), tuple(outputs), dimensions)
+
+
+def _info(name: str, value: Value) -> object:
+    shape = [*(f"size_of_{axis}" for axis in value.axes), *value.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
