@@ -111,9 +111,9 @@ class Context(_NodeView):
         return self.op.Sub(self.as_float(self.y(j)), self.as_float(self.y0(j)))
 
     def mid_x(self, i: int = 0) -> Value:
-        """``(x(i) + x0(i)) / 2``; ``x(i)`` where it does not vary."""
+        """``(x(i) + x0(i)) / 2``; ``x(i)`` where it does not vary. Halved per row: only the sum is per pair."""
         x = self.as_float(self.x(i))
-        return x if not self.varies(i) else (x + self.as_float(self.x0(i))) * 0.5
+        return x if not self.varies(i) else x * 0.5 + self.as_float(self.x0(i)) * 0.5
 
     def as_float(self, value: Value) -> Value:
         """`value` itself, or cast where it is an integer or Boolean."""
