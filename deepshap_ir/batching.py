@@ -222,6 +222,34 @@ def matmul(low: Lowering, step: Step) -> None:
     low.node("Squeeze", [product, low.integers(squeezed)], result.name)
 
 
+@batching("Gemm")
+def gemm(low: Lowering, step: Step) -> None:
+    """The rows of all examples below one another where only the left factor varies, else the product spelled out."""
+    a, b, c = operand(step, 0), operand(step, 1), step.inputs[2] if len(step.inputs) > 2 else None
+    axes, result = step.axes, step.outputs[0]
+    a_flipped, b_flipped = step.attributes.get("transA", 0), step.attributes.get("transB", 0)
+    same_for_every_row = c is None or c.rank < 2 or c.shape[0] == 1
+    if only_first(step) and not a_flipped and same_for_every_row and a.size:
+        rows = low.node("Reshape", [low.name(a), low.integers([-1, a.shape[1]])])
+        product = low.node("Gemm", [rows, low.name(b), low.name(c)], **step.attributes)
+        low.reshape(product, axes, result.shape, result.name)
+        return
+
+    def factor(value: Value, flipped: int) -> str:
+        n = len(value.axes)
+        name = low.node("Transpose", [low.name(value)], perm=(*range(n), n + 1, n)) if flipped else low.name(value)
+        return low.align(Value(value.op, name, value.shape, value.dtype, value.axes), axes, 2)
+
+    def scaled(name: str, key: str) -> str:
+        scale = step.attributes.get(key, 1.0)
+        return name if scale == 1.0 else low.node("Mul", [name, low.name(a.op.constant(scale, a.dtype))])
+
+    product = scaled(low.node("MatMul", [factor(a, a_flipped), factor(b, b_flipped)]), "alpha")
+    if c is not None:
+        product = low.node("Add", [product, scaled(low.align(c, axes, 2), "beta")])
+    low.node("Identity", [product], result.name)
+
+
 @batching("Einsum")
 def einsum(low: Lowering, step: Step) -> None:
     """One more letter per batch axis."""
