@@ -1,0 +1,1 @@
+"""This library, shap's DeepExplainer and Captum's DeepLiftShap on the same networks, in one run."""
