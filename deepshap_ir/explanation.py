@@ -306,7 +306,7 @@ def make_explanation(
 
     Parameters
     ----------
-    values : attributions ``[N, *features, *outputs]``; a list with one array per input where there are several.
+    values : attributions ``[N, *features, *outputs]``; a list of such arrays, one per input, where there are several.
     base_values : mean output over the background, ``[*outputs]`` or ``[N, *outputs]``.
     data : the explained samples ``[N, *features]``; a list where `values` is one.
     feature_names : names along the last axis of the features; a list of such lists where `values` is one.
@@ -325,10 +325,10 @@ def make_explanation(
     InputError
         if the shapes do not fit.
     """
-    if isinstance(values, list) and isinstance(data, list):
+    if isinstance(values, list) and any(isinstance(value, np.ndarray) for value in values):
         count = len(values)
         many = [part if part is not None else [None] * count for part in (feature_names, standard_error)]
-        if any(len(part) != count for part in (data, *many)):
+        if not isinstance(data, list) or any(len(part) != count for part in (data, *many)):
             raise InputError(f"attributions of {count} inputs need as many data, feature names and standard errors")
         return [
             make_explanation(value, base_values, rows, names, output_names, error, unattributed, output_indexes)
