@@ -190,7 +190,8 @@ def _refusal(node: NodeProto, kind: str, found: Dependence) -> str | None:
     if kind == "Dropout" and len(node.input) > 2 and node.input[2]:
         if found.depends([node.input[2]]):
             return "whether it is in training mode depends on data"
-        if np.any(found.constants.get(node.input[2], False)):
+        ratio = found.constants.get(node.input[1], 0.5)
+        if np.any(found.constants.get(node.input[2], False)) and np.any(ratio):
             return "it is random: it is in training mode"
     if kind == "BatchNormalization" and _attribute(node, "training_mode", 0):
         return "it is in training mode, where the rows of a batch are normalised together"

@@ -25,6 +25,7 @@ class InputSpec:
     shape : with the batch axis; None where the model does not say.
     batch_axis : where the rows are, None if the whole array is one value that all rows share.
     allows_nan : an operator made for missing values consumes the input.
+    allows_infinity : the value is not explained, so its infinities (an attention mask) never enter a difference.
     """
 
     name: str
@@ -32,6 +33,7 @@ class InputSpec:
     shape: tuple[int | None, ...] | None = None
     batch_axis: int | None = 0
     allows_nan: bool = False
+    allows_infinity: bool = False
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
@@ -150,6 +152,8 @@ def _refuse_non_finite(array: Array, spec: InputSpec, where: str) -> None:
     bad = ~np.isfinite(array)
     if spec.allows_nan:
         bad &= ~np.isnan(array)
+    if spec.allows_infinity:
+        bad &= ~np.isinf(array)
     if not bad.any():
         return
     index = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -21,6 +21,7 @@ from deepshap_ir.load import load_model
 from deepshap_ir.normalise import normalise
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import Runner
+from deepshap_ir.sequences import resolve_sequences
 from deepshap_ir.trace import build_graph, tidy, trace
 from deepshap_ir.verify import HALF_TOLERANCE, TOLERANCE, Original, verify
 
@@ -46,7 +47,7 @@ def drop_identities(graph: Graph, protected: frozenset[str]) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
-PASSES: list[Pass] = [drop_identities]
+PASSES: list[Pass] = [resolve_sequences, drop_identities]
 """What `import_model` does to the graph, in order, between folding and verification."""
 
 
@@ -121,6 +122,7 @@ def import_model(
     hold: Sequence[str] | Mapping[str, Any] = (),
     keep: Sequence[str] = (),
     batch_axes: Mapping[str, int | None] | None = None,
+    rewrite: Pass | None = None,
 ) -> Imported:
     """Reduce a model to the static graph of one example, and check that it is still the model.
 
@@ -136,6 +138,7 @@ def import_model(
         value is that constant) or None (the sample's own).
     keep : values in the middle that must survive.
     batch_axes : input -> axis of the batch, or None where the whole array is one value for all rows. 0 by default.
+    rewrite : one more pass over the graph, before it is compared with the file.
 
     Raises
     ------
@@ -164,7 +167,7 @@ def import_model(
         model, values, found, fed, [face.output], {s.name: s.batch_axis for s in specs if s.name in fed}
     )
     protected = frozenset({face.output, *face.keep, *face.held_inside})
-    for apply in PASSES:
+    for apply in [*PASSES, *([rewrite] if rewrite else [])]:
         graph = apply(graph, protected)
     graph = tidy(graph)
     warnings = verify(graph, _original(original, face, specs), arrays, count)
@@ -174,11 +177,18 @@ def import_model(
         explained=tuple(name for name in fed if name in face.explained),
         held=(*(name for name in fed if name not in face.explained), *face.held_inside),
         output=face.output,
-        specs=tuple(spec for name in fed for spec in specs if spec.name == name),
+        specs=tuple(_exact(spec, graph) for name in fed for spec in specs if spec.name == name),
         background={name: arrays[name] for name in fed},
         rows=count,
         warnings=warnings,
     )
+
+
+def _exact(spec: InputSpec, graph: Graph) -> InputSpec:
+    """Return `spec` with the shape that the graph is made for."""
+    shape = graph.shapes[spec.name]
+    axis = spec.batch_axis if spec.batch_axis is None else spec.batch_axis % len(shape)
+    return replace(spec, shape=tuple(None if i == axis else dim for i, dim in enumerate(shape)), batch_axis=axis)
 
 
 def _resolve_branches(model: ModelProto, output: str, fed: Sequence[str], row: Mapping[str, Array]) -> ModelProto:

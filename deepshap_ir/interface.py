@@ -314,7 +314,8 @@ def _spec(model: ModelProto, face: Interface, name: str, value: ValueInfoProto |
     rank = len(dims) if dims is not None else None if array is None else np.ndim(array)
     axis = _axis(face, name, rank)
     shape = None if dims is None else tuple(None if i == axis else dim for i, dim in enumerate(dims))
-    return InputSpec(name, _dtype(value.type, name), shape, axis, _allows_nan(model, name))
+    held = name not in face.explained
+    return InputSpec(name, _dtype(value.type, name), shape, axis, _allows_nan(model, name), allows_infinity=held)
 
 
 def _allows_nan(model: ModelProto, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -82,9 +83,14 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_LOCATION = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\)(?: const)?(?: \[with [^\]]*\])? (?=\S)")
+
+
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line, without the C++ source location that onnxruntime prefixes."""
-    text = " ".join(str(error).split())
+    """Return the message of `error` on one line, without the codes and C++ signatures that onnxruntime puts in."""
+    text = _CODE.sub("", " ".join(str(error).split()))
+    text = _LOCATION.sub("", text)
     return text if len(text) <= 600 else f"{text[:600]} ..."
 
 

@@ -103,7 +103,12 @@ def _node(proto: NodeProto, reached: set[str], opsets: Mapping[str, int], values
 
 
 def _read_outputs(proto: NodeProto, version: int, reached: set[str]) -> tuple[str, ...]:
-    """Return the outputs, ``""`` for optional ones that nothing reads (the mask of Dropout)."""
+    """Return the outputs, ``""`` for optional ones that nothing reads (the mask of Dropout).
+
+    Not those of Attention: onnxruntime wants its present key and value wherever it is given past ones.
+    """
+    if proto.op_type == "Attention":
+        return tuple(proto.output)
     try:
         formal = onnx.defs.get_schema(proto.op_type, version, proto.domain).outputs
     except onnx.defs.SchemaError:

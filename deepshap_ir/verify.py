@@ -68,14 +68,14 @@ def verify(graph: Graph, original: Original, arrays: Mapping[str, Array], count:
     ------
     ModelError : they differ by more than the tolerance; or the model mixes the rows of a batch.
     """
-    rows = _distinct_rows(arrays, original.specs, count)
+    labels, rows = _distinct_rows(arrays, original.specs, count)
     program = Runner(graph_to_model(graph), "the imported program")
     ours = [_program(program, graph, row) for row in rows]
     runner = Runner(original.model, "the original model")
     warnings: list[str] = []
     if original.batch in (None, 1):
         theirs = [_run(runner, original, row) for row in rows]
-        _compare_alone(original, ours, theirs)
+        _compare_alone(original, labels, ours, theirs)
     if original.batch == 1 or all(spec.batch_axis is None for spec in original.specs):
         return warnings
     size = original.batch or len(rows)
@@ -93,12 +93,15 @@ def verify(graph: Graph, original: Original, arrays: Mapping[str, Array], count:
             raise
         warnings.append(f"compared with the original one row at a time only: {one_line(error)}")
         return warnings
-    _compare_together(original, [ours[position % len(rows)] for position in range(size)], result)
+    order = [position % len(rows) for position in range(size)]
+    _compare_together(original, [labels[i] for i in order], [ours[i] for i in order], result)
     return warnings
 
 
-def _distinct_rows(arrays: Mapping[str, Array], specs: Sequence[InputSpec], count: int) -> list[dict[str, Array]]:
-    """Return up to four rows of the background; where all are equal, also one that is moved a little.
+def _distinct_rows(
+    arrays: Mapping[str, Array], specs: Sequence[InputSpec], count: int
+) -> tuple[list[str], list[dict[str, Array]]]:
+    """Return up to four rows of the background and what to call them; where all are equal, one that is moved a little.
 
     Equal rows would hide a model that mixes its batch.
     """
@@ -112,8 +115,8 @@ def _distinct_rows(arrays: Mapping[str, Array], specs: Sequence[InputSpec], coun
             else first[spec.name]
             for spec in specs
         }
-        return [first, moved]
-    return rows
+        return ["background row 0", "background row 0, times 0.75 plus 0.125"], [first, moved]
+    return [f"background row {index}" for index in picked], rows
 
 
 def _program(runner: Runner, graph: Graph, row: Mapping[str, Array]) -> Array:
@@ -143,7 +146,7 @@ def _scale(values: Sequence[Array]) -> float:
     return max((float(np.max(value, initial=0.0)) for value in finite), default=0.0)
 
 
-def _compare_alone(original: Original, ours: Sequence[Array], theirs: Sequence[Array]) -> None:
+def _compare_alone(original: Original, labels: Sequence[str], ours: Sequence[Array], theirs: Sequence[Array]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         if mine.shape != other.shape:
             raise ModelError(
@@ -157,7 +160,7 @@ def _compare_alone(original: Original, ours: Sequence[Array], theirs: Sequence[A
         raise ModelError(
             f"the imported program is not the model: output {original.output!r} at {[int(i) for i in at]} is "
             f"{ours[worst][at]:.7g} in the program and {theirs[worst][at]:.7g} in the original at batch 1 "
-            f"(row {worst} of those compared; difference {largest:.3g}, allowed {allowed:.3g})."
+            f"({labels[worst]}; difference {largest:.3g}, allowed {allowed:.3g})."
         )
 
 
@@ -168,7 +171,7 @@ _MIXES = (
 )
 
 
-def _compare_together(original: Original, ours: Sequence[Array], together: Array) -> None:
+def _compare_together(original: Original, labels: Sequence[str], ours: Sequence[Array], together: Array) -> None:
     size = len(ours)
     shape = ours[0].shape
     axes = [
@@ -189,6 +192,6 @@ def _compare_together(original: Original, ours: Sequence[Array], together: Array
     if largest > allowed:
         at = np.unravel_index(int(np.argmax(_difference(ours[worst], theirs[worst]))), shape)
         raise ModelError(
-            f"output {original.output!r} at {[int(i) for i in at]} of row {worst} is {ours[worst][at]:.7g} alone and "
-            f"{theirs[worst][at]:.7g} in a batch of {size} (difference {largest:.3g}, allowed {allowed:.3g}). {_MIXES}"
+            f"output {original.output!r} at {[int(i) for i in at]} of {labels[worst]} is {ours[worst][at]:.7g} alone "
+            f"and {theirs[worst][at]:.7g} in a batch of {size} (difference {largest:.3g}, allowed {allowed:.3g}). {_MIXES}"
         )
