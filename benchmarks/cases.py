@@ -10,7 +10,7 @@ from benchmarks.models import cnn, mlp, resnet18
 
 POOLING = "With any max pooling, overlapping or not, Captum's attributions do not sum to the difference of the outputs."
 OVERLAP = (
-    "The windows of the stem's max pooling overlap. Where two of them choose one position, shap's rule for torch keeps\n"
+    "The windows of the stem's max pooling overlap. Where two of them choose one position, shap's torch rule keeps\n"
     "the part of one and drops the other: its additivity shows it, and is why this library differs from it here.\n"
     "With windows of 2 and stride 2 in the stem, shap's sum is right to 1e-6. Captum's is wrong at every max pooling."
 )
