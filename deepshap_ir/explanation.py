@@ -84,6 +84,7 @@ class Explanation:
     ----------
     values : attributions, ``[N, *features, *outputs]``. The axis of a model's only output is left out.
     base_values : mean output over the background, ``[N, *outputs]``.
+    outputs : ``f(x)``, what the model makes of the samples, ``[N, *outputs]``, or None.
     data : the explained samples, ``[N, *features]``.
     feature_names : names along the last axis of the features, or None.
     output_names : names of the outputs, ``[outputs]`` or, where each sample has its own outputs, ``[N, outputs]``;
@@ -103,14 +104,13 @@ class Explanation:
 
     @property
     def values(self) -> Any:
-        """Attributions. To set them forgets `standard_error` and `unattributed`, which belong to the old ones."""
+        """Attributions. Setting them forgets the parts that belong to the old ones, `standard_error` say."""
         return self._s.values
 
     @values.setter
     def values(self, values: Any) -> None:
         self._s.values = values
-        self._s.standard_error = None
-        self._s.unattributed = None
+        self._s.standard_error = self._s.unattributed = self._s.outputs = None
 
     @property
     def base_values(self) -> Any:
@@ -120,6 +120,11 @@ class Explanation:
     @base_values.setter
     def base_values(self, base_values: Any) -> None:
         self._s.base_values = base_values
+
+    @property
+    def outputs(self) -> Any:
+        """The model's output for the samples, or None."""
+        return self._s.outputs
 
     @property
     def data(self) -> Any:
@@ -301,6 +306,7 @@ def make_explanation(
     standard_error: Any = None,
     unattributed: ArrayLike | None = None,
     output_indexes: ArrayLike | None = None,
+    outputs: ArrayLike | None = None,
 ) -> Any:
     """An `Explanation`, which is a `shap.Explanation` where shap can be imported.
 
@@ -310,11 +316,12 @@ def make_explanation(
     base_values : mean output over the background, ``[*outputs]`` or ``[N, *outputs]``.
     data : the explained samples ``[N, *features]``; a list where `values` is one.
     feature_names : names along the last axis of the features; a list of such lists where `values` is one.
-    output_names : names along the axis of the outputs, or ``[N, outputs]`` names; made up where the outputs have
-        one axis longer than 1.
+    output_names : names along the axis of the outputs, or ``[N, outputs]`` names; made up from `output_indexes`, or
+        where the outputs have one axis longer than 1.
     standard_error : of `values`, in their shape (a list where `values` is one).
     unattributed : ``[N, *outputs]``.
     output_indexes : which output each column of `values` is, ``[N, outputs]``.
+    outputs : ``f(x)``, ``[N, *outputs]``.
 
     Returns
     -------
@@ -331,18 +338,20 @@ def make_explanation(
         if not isinstance(data, list) or any(len(part) != count for part in (data, *many)):
             raise InputError(f"attributions of {count} inputs need as many data, feature names and standard errors")
         return [
-            make_explanation(value, base_values, rows, names, output_names, error, unattributed, output_indexes)
+            make_explanation(
+                value, base_values, rows, names, output_names, error, unattributed, output_indexes, outputs
+            )
             for value, rows, names, error in zip(values, data, *many, strict=True)
         ]
     values, data = np.asarray(values), np.asarray(data)
     rank = data.ndim
     if rank == 0 or values.shape[:rank] != data.shape:
         raise InputError(f"attributions {_shape(values)} do not begin with the shape of the samples {_shape(data)}")
-    outputs = values.shape[rank:]
-    per_row = (len(data), *outputs)
+    output_shape = values.shape[rank:]
+    per_row = (len(data), *output_shape)
     base = np.asarray(base_values)
-    if base.shape not in (outputs, per_row):
-        raise InputError(f"base_values have shape {_shape(base)}, expected {list(outputs)} or {list(per_row)}")
+    if base.shape not in (output_shape, per_row):
+        raise InputError(f"base_values have shape {_shape(base)}, expected {list(output_shape)} or {list(per_row)}")
     arrays = {
         "values": values,
         "base_values": np.broadcast_to(base, per_row).copy(),
@@ -350,6 +359,7 @@ def make_explanation(
         "standard_error": None if standard_error is None else np.asarray(standard_error),
         "unattributed": None if unattributed is None else np.asarray(unattributed),
         "output_indexes": None if output_indexes is None else np.asarray(output_indexes),
+        "outputs": None if outputs is None else np.asarray(outputs),
     }
     output_dims = tuple(range(rank, values.ndim))
     axes = dict.fromkeys(arrays, (0, *output_dims)) | {"data": tuple(range(rank))}
@@ -365,10 +375,12 @@ def make_explanation(
     explanation = _restore(tracks, output_dims, [], None)
     if rank > 1:
         explanation.feature_names = feature_names
-    if output_names is None and len(outputs) == 1 and outputs != (1,):
-        output_names = [f"Output {k}" for k in range(outputs[0])]
+    if output_names is None and output_indexes is not None:
+        output_names = [[f"Output {k}" for k in row] for row in np.asarray(output_indexes)]
+    elif output_names is None and len(output_shape) == 1 and output_shape != (1,):
+        output_names = [f"Output {k}" for k in range(output_shape[0])]
     explanation.output_names = output_names
-    if outputs != (1,):
+    if output_shape != (1,):
         return explanation
     only = explanation[..., 0]
     only.op_history = []

@@ -21,7 +21,7 @@ mpl.use("Agg")
 
 FEATURES = ["age", "height", "weight", "pulse"]
 OUTPUTS = ["low", "middle", "high"]
-PARTS = ["values", "base_values", "data", "standard_error", "unattributed", "output_indexes"]
+PARTS = ["values", "base_values", "data", "standard_error", "unattributed", "output_indexes", "outputs"]
 
 
 @pytest.fixture(params=[True, False], ids=["shap", "no_shap"])
@@ -46,6 +46,7 @@ def tabular() -> Any:
         standard_error=rng.random((5, 4, 3)),
         unattributed=rng.random((5, 3)),
         output_indexes=rng.permutation(15).reshape(5, 3),
+        outputs=rng.random((5, 3)),
     )
 
 
@@ -214,6 +215,15 @@ def test_names_of_outputs_may_differ_by_sample() -> None:
     assert ranked[:, :, 0].output_names.tolist() == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "expected"), [([[3, 0], [1, 2]], ["Output 3", "Output 0"]), ([[3], [1]], "Output 3")]
+)
+def test_ranked_outputs_are_named_by_their_index(ranks: list[list[int]], expected: Any) -> None:
+    shape = (2, 3, len(ranks[0]))
+    ranked = make_explanation(np.ones(shape), np.ones((2, shape[2])), np.ones((2, 3)), output_indexes=ranks)
+    np.testing.assert_array_equal(ranked[0].output_names, expected)
+
+
 def test_several_inputs_give_one_explanation_each() -> None:
     data = [np.ones((2, 3)), np.ones((2, 4, 4))]
     values = [np.full((2, 3, 2), 1.0), np.full((2, 4, 4, 2), 2.0)]
@@ -252,6 +262,7 @@ def test_new_values_forget_what_belonged_to_the_old_ones() -> None:
     explanation.values = explanation.values * 2
     assert explanation.standard_error is None
     assert explanation.unattributed is None
+    assert explanation.outputs is None
     assert explanation[0].values.shape == (4, 3)
 
 
