@@ -33,17 +33,23 @@ Pass = Callable[[Graph, frozenset[str]], Graph]
 
 
 def drop_identities(graph: Graph, protected: frozenset[str]) -> Graph:
-    """Let the consumers of every Identity read its input, unless its output is protected or captured by name."""
-    captured = {name for node in graph.nodes for name in node.captures}
+    """Let the consumers of Identity, and of Cast to the same type, read its input.
+
+    One whose output is protected or captured by name stays, as Identity: onnxruntime drops a Cast that changes
+    nothing, and then misses its output where a subgraph captures it.
+    """
+    fixed = protected | set(graph.outputs) | {name for node in graph.nodes for name in node.captures}
     source: dict[str, str] = {}
     nodes = []
     for node in graph.nodes:
         node = replace(node, inputs=tuple(source.get(name, name) for name in node.inputs))
-        output = node.outputs[0]
-        if node.operator == "Identity" and output not in protected | captured and output not in graph.outputs:
-            source[output] = node.inputs[0]
-        else:
-            nodes.append(node)
+        types = [graph.dtypes.get(name) for name in (node.inputs[:1] + node.outputs[:1])]
+        if node.operator == "Identity" or (node.operator == "Cast" and types[0] == types[1]):
+            if node.outputs[0] not in fixed:
+                source[node.outputs[0]] = node.inputs[0]
+                continue
+            node = replace(node, op_type="Identity", attributes={})
+        nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
 
 

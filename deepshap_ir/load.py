@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, TensorShapeProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.runner import newest_ir_version, newest_opset, one_line
 from deepshap_ir.skeleton import skeleton
+from deepshap_ir.subgraphs import all_nodes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -158,7 +159,19 @@ def _check_versions(model: ModelProto, name: str) -> None:
 
 
 def _check(model: ModelProto, name: str) -> None:
+    small = skeleton(model)[0]
+    for value in (*small.graph.input, *small.graph.output):
+        # the checker demands shapes, which onnxruntime does not and many exporters leave out
+        if not value.HasField("type"):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.CopyFrom(TensorShapeProto())
+    for node in all_nodes(small.graph):
+        if node.op_type == "GroupNormalization" and node.domain == "":
+            # deprecated from 18 to 20 by a mistake of the standard, and run by onnxruntime
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     try:
-        onnx.checker.check_model(skeleton(model)[0])
+        onnx.checker.check_model(small)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{name}: not a valid ONNX model: {one_line(error)}") from None

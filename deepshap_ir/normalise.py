@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper, version_converter
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper, version_converter
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.half import raise_half
+from deepshap_ir.onnx_io import attribute_value
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import newest_ir_version, one_line
 from deepshap_ir.skeleton import restored, skeleton
@@ -122,7 +125,7 @@ def _raise_opset(model: ModelProto) -> ModelProto:
     if opset(model) >= OPSET:
         return model
     before = {name: node.name for node in model.graph.node for name in node.output if name}
-    _hide(model.graph)
+    _hide(model.graph, opset(model))
     small, large = skeleton(model)
     small.ir_version = max(small.ir_version, 8)
     if not any(entry.domain == _LATER for entry in small.opset_import):
@@ -149,41 +152,62 @@ def _raise_opset(model: ModelProto) -> ModelProto:
     return result
 
 
-def _hide(graph: GraphProto) -> None:
-    """Move Upsample out of the converter's sight: its ``linear`` becomes another function there."""
+def _hide(graph: GraphProto, version: int) -> None:
+    """Move Upsample and Resize-10 out of the converter's sight: their ``linear`` becomes another function there."""
     for node in all_nodes(graph):
-        if node.domain == "" and node.op_type == "Upsample":
+        if node.domain == "" and (node.op_type == "Upsample" or (node.op_type == "Resize" and version == 10)):
             node.domain = _LATER
 
 
 def _unhide(graph: GraphProto) -> None:
-    """Turn the hidden Upsample nodes into Resize: asymmetric coordinates, nearest rounds down."""
+    """Turn the hidden nodes into Resize-18."""
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in all_nodes(graph):
+        if node.op_type == "Constant" and node.attribute[0].name in ("value", "value_floats"):
+            known[node.output[0]] = np.asarray(attribute_value(node.attribute[0]))
     for body in [graph, *(inner for node in all_nodes(graph) for inner in bodies(node))]:
         if any(node.domain == _LATER for node in body.node):
-            nodes = [made for node in body.node for made in (_resize(node) if node.domain == _LATER else [node])]
+            nodes = [made for node in body.node for made in (_resize(node, known) if node.domain == _LATER else [node])]
             body.CopyFrom(replaced(body, nodes))
 
 
-def _resize(node: NodeProto) -> list[NodeProto]:
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    made = []
-    if "scales" in attributes:
-        scales = f"{node.output[0]}__scales"
-        tensor = helper.make_tensor(scales, TensorProto.FLOAT, [len(attributes["scales"])], attributes["scales"])
-        made.append(helper.make_node("Constant", [], [scales], value=tensor))
-    else:
-        scales = node.input[1]
-    mode = attributes.get("mode", b"nearest").decode()
-    resize = helper.make_node(
+def _resize(node: NodeProto, known: Mapping[str, NDArray[Any]]) -> list[NodeProto]:
+    """Return Upsample or Resize-10 as Resize-18: asymmetric coordinates; nearest rounds down, or up where it shrinks.
+
+    Axes that shrink and axes that grow need a node each then.
+    """
+    attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
+    scales = np.asarray(attributes["scales"]) if "scales" in attributes else known.get(node.input[1])
+    mode = "linear" if attributes.get("mode", "nearest") in ("linear", "bilinear") else "nearest"
+    if scales is None:
+        return [_resize_node(node, node.input[0], node.input[1], node.output[0], mode, "floor")]
+    if mode == "linear" or not np.any(scales < 1):
+        return _resize_by(node, node.input[0], scales, node.output[0], mode, "floor")
+    smaller = f"{node.output[0]}__smaller"
+    return [
+        *_resize_by(node, node.input[0], np.minimum(scales, 1), smaller, mode, "ceil"),
+        *_resize_by(node, smaller, np.maximum(scales, 1), node.output[0], mode, "floor"),
+    ]
+
+
+def _resize_by(
+    node: NodeProto, data: str, scales: NDArray[Any], output: str, mode: str, rounding: str
+) -> list[NodeProto]:
+    name = f"{output}__scales"
+    constant = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(scales.astype(np.float32)))
+    return [constant, _resize_node(node, data, name, output, mode, rounding)]
+
+
+def _resize_node(node: NodeProto, data: str, scales: str, output: str, mode: str, rounding: str) -> NodeProto:
+    return helper.make_node(
         "Resize",
-        [node.input[0], "", scales],
-        list(node.output),
-        name=node.name,
-        mode="linear" if mode in ("linear", "bilinear") else "nearest",
+        [data, "", scales],
+        [output],
+        name=node.name if output == node.output[0] else "",
+        mode=mode,
         coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
+        nearest_mode=rounding,
     )
-    return [*made, resize]
 
 
 def _strip_types(model: ModelProto) -> None:

@@ -193,5 +193,6 @@ def _compare_together(original: Original, labels: Sequence[str], ours: Sequence[
         at = np.unravel_index(int(np.argmax(_difference(ours[worst], theirs[worst]))), shape)
         raise ModelError(
             f"output {original.output!r} at {[int(i) for i in at]} of {labels[worst]} is {ours[worst][at]:.7g} alone "
-            f"and {theirs[worst][at]:.7g} in a batch of {size} (difference {largest:.3g}, allowed {allowed:.3g}). {_MIXES}"
+            f"and {theirs[worst][at]:.7g} in a batch of {size} (difference {largest:.3g}, allowed {allowed:.3g}). "
+            f"{_MIXES}"
         )
