@@ -19,13 +19,15 @@ from onnx.reference import ReferenceEvaluator
 from tqdm.auto import tqdm
 
 from deepshap_ir.batching import dimension
-from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Value
+from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
-from deepshap_ir.program import Plan, Program
+from deepshap_ir.program import Plan, Program, nbytes
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
+OwnReferences = Callable[[int], Mapping[str, Array]]
+"""A sample's position -> its own references, input name -> ``[B, *shape]``."""
 
 REFERENCES_PER_SUM = 50
 """Longest float32 sum over references: 1.5e-7 relative, before pieces are added up in float64."""
@@ -165,7 +167,7 @@ class Evaluator:
     def evaluate(
         self,
         samples: Mapping[str, Array],
-        references: Mapping[str, Array] | Callable[[int], Mapping[str, Array]],
+        references: Mapping[str, Array] | OwnReferences,
         seeds: Array,
         n_references: int,
     ) -> Rows:
@@ -177,50 +179,50 @@ class Evaluator:
         references : input name -> ``[B, *shape]``; for own references a function from a sample's position.
         seeds : multipliers of the explained output, ``[K, *shape]``, or ``[K, N, *shape]`` where outputs are ranked.
         """
-        n = max((len(a) for name, a in samples.items() if self._batched(name)), default=1)
-        k = seeds.shape[0]
+        n, k = self._count(samples), seeds.shape[0]
+        ranked = seeds.ndim > len(self.plan.result["output",].shape) + 1
         pieces = self.pieces(k, n, n_references)
-        sums: dict[tuple[str, ...], Array] = {}
-        rounds = list(_ranges(n_references, pieces[BACKGROUND]))
-        own = callable(references)
-        outer = [(None, block) for block in _ranges(n, pieces[SAMPLE])] if own else [(b, None) for b in rounds]
-        cache: dict[slice, Tensors] = {}
-        room = self.memory_limit // 4
-        bar = _Bar(self.progress, n * n_references * k)
-        with bar:
-            for references_block, only in outer:
-                stored: Tensors = {}
-                if references_block is not None and not own:
-                    block = {f"background_{name}": a[references_block] for name, a in references.items()}
-                    stored = self._run("background", block, {BACKGROUND: _length(references_block)})
-                    self._collect(sums, "background", stored, k, n, slice(0, n), slice(0, k), references_block)
-                for samples_block in [only] if only is not None else _ranges(n, pieces[SAMPLE]):
-                    tile = self._samples(samples, samples_block, cache, room)
-                    if references_block in (None, rounds[0]):
-                        self._collect(sums, "sample", tile, k, n, samples_block, slice(0, k), None)
-                    for b in rounds if own else [references_block]:
-                        if own:
-                            assert callable(references)
-                            rows = [references(i) for i in range(samples_block.start, samples_block.stop)]
-                            stored = {
-                                f"background_{name}": self.backend.put(np.stack([row[name][b] for row in rows]))
-                                for name in rows[0]
-                            }
-                        for outputs_block in _ranges(k, pieces[OUTPUT]):
-                            seed = seeds[outputs_block]
-                            if seeds.ndim > len(self._output_shape()) + 1:
-                                seed = seed[:, samples_block]
-                            sizes = {
-                                OUTPUT: _length(outputs_block),
-                                SAMPLE: _length(samples_block),
-                                BACKGROUND: _length(b),
-                            }
-                            odd = any(sizes[a] != pieces[a] for a in AXES)
-                            feeds = {**stored, **tile, "seed": self.backend.put(seed)}
-                            found = self._run("explain", feeds, sizes, odd)
-                            self._collect(sums, "explain", found, k, n, samples_block, outputs_block, b)
-                        bar.update(_length(samples_block) * _length(b) * k)
-        return self._rows(sums, n_references)
+        total = _Totals(self.plan, k, n)
+        cache: dict[int, Tensors] = {}
+        with _Bar(self.progress, n * n_references * k) as bar:
+            for b, tile_range in self._rounds(n, n_references, pieces, own=callable(references)):
+                shared: Tensors = {}
+                if not callable(references):
+                    rows = {f"background_{name}": a[b] for name, a in references.items()}
+                    shared = self._run("background", rows, {BACKGROUND: _length(b)})
+                    total.add("background", shared, slice(0, n), slice(0, k), self.backend)
+                for tile in _ranges(tile_range.stop, pieces[SAMPLE], tile_range.start):
+                    at_samples = self._samples(samples, tile, cache)
+                    if b.start == 0:
+                        total.add("sample", at_samples, tile, slice(0, k), self.backend)
+                    at_references = self._stacked(references, tile, b) if callable(references) else shared
+                    for outputs in _ranges(k, pieces[OUTPUT]):
+                        sizes = {OUTPUT: _length(outputs), SAMPLE: _length(tile), BACKGROUND: _length(b)}
+                        odd = any(sizes[axis] != pieces[axis] for axis in AXES)
+                        seed = seeds[outputs, tile] if ranked else seeds[outputs]
+                        feeds = {**at_references, **at_samples, "seed": self.backend.put(seed)}
+                        found = self._run("explain", feeds, sizes, odd)
+                        total.add("explain", found, tile, outputs, self.backend)
+                    bar.update(_length(tile) * _length(b) * k)
+        return total.rows(n_references)
+
+    def outputs(self, samples: Mapping[str, Array]) -> Array:
+        """The explained output at samples, ``[N, *shape]``."""
+        n = self._count(samples)
+        total = _Totals(self.plan, 1, n)
+        for tile in _ranges(n, self.pieces(1, n, 1)[SAMPLE]):
+            total.add("sample", self._samples(samples, tile, {}), tile, slice(0, 1), self.backend)
+        return total.output()
+
+    def base(self, references: Mapping[str, Array], n_references: int) -> Array:
+        """The mean output over the references, ``[*shape]``, where it does not depend on the sample."""
+        total = _Totals(self.plan, 1, 1)
+        for b in _ranges(n_references, self.pieces(1, 1, n_references)[BACKGROUND]):
+            rows = {f"background_{name}": a[b] for name, a in references.items()}
+            found = self._run("background", rows, {BACKGROUND: _length(b)})
+            total.add("background", found, slice(0, 1), slice(0, 1), self.backend)
+        base: Array = total.sums["base",] / n_references
+        return base
 
     def pieces(self, k: int, n: int, b: int) -> dict[str, int]:
         """Length of a piece along each batch axis, from the liveness of the programs and the memory limit."""
@@ -236,30 +238,45 @@ class Evaluator:
         widest = explain.widest()
         while sizes[SAMPLE] < n:
             more = sizes | {SAMPLE: min(n, 2 * sizes[SAMPLE])}
-            if explain.peak_bytes(more) > budget or _bytes(widest, more) > CACHE_BYTES:
+            if explain.peak_bytes(more) > budget or nbytes(widest, more) > CACHE_BYTES:
                 break
             sizes = more
         sizes[SAMPLE] = _even(n, sizes[SAMPLE])
         return sizes
 
-    def _output_shape(self) -> tuple[int, ...]:
-        return self.plan.result["output",].shape
+    def _count(self, samples: Mapping[str, Array]) -> int:
+        return max((len(a) for name, a in samples.items() if self._batched(name)), default=1)
 
     def _batched(self, name: str) -> bool:
         inputs = [v for p in self.plan.programs().values() for v in p.inputs]
         return any(v.name == f"sample_{name}" and v.axes for v in inputs)
 
-    def _samples(self, samples: Mapping[str, Array], block: slice, cache: dict[slice, Tensors], room: int) -> Tensors:
-        """Values of the samples of a tile; kept while they fit in `room`."""
-        key = (block.start, block.stop)
-        if key in cache:  # type: ignore[comparison-overlap]
-            return cache[key]  # type: ignore[index]
-        feeds = {f"sample_{name}": a[block] if self._batched(name) else a for name, a in samples.items()}
-        tile = self._run("sample", feeds, {SAMPLE: _length(block)})
-        size = sum(_bytes(v, {SAMPLE: _length(block)}) for v in self.plan.sample.outputs)
-        if size * (len(cache) + 1) <= room:
-            cache[key] = tile  # type: ignore[index]
-        return tile
+    def _rounds(self, n: int, n_references: int, pieces: Mapping[str, int], own: bool) -> Iterator[tuple[slice, slice]]:
+        """Which references meet which samples, in order: all samples per piece of references, unless these are own."""
+        blocks = list(_ranges(n_references, pieces[BACKGROUND]))
+        if own:
+            yield from ((b, tile) for tile in _ranges(n, pieces[SAMPLE]) for b in blocks)
+        else:
+            yield from ((b, slice(0, n)) for b in blocks)
+
+    def _stacked(self, references: OwnReferences, tile: slice, b: slice) -> Tensors:
+        """References of the samples of a tile, ``[N, B, *shape]``."""
+        rows = [references(i) for i in range(tile.start, tile.stop)]
+        counts = {len(a) for row in rows for a in row.values()}
+        if len(counts) > 1:
+            raise InputError(f"the function for the references gave {sorted(counts)} rows; each sample needs as many")
+        return {f"background_{name}": self.backend.put(np.stack([row[name][b] for row in rows])) for name in rows[0]}
+
+    def _samples(self, samples: Mapping[str, Array], tile: slice, cache: dict[int, Tensors]) -> Tensors:
+        """Values of the samples of a tile; kept while they fit in a quarter of the limit."""
+        if tile.start in cache:
+            return cache[tile.start]
+        sizes = {SAMPLE: _length(tile)}
+        feeds = {f"sample_{name}": a[tile] if self._batched(name) else a for name, a in samples.items()}
+        found = self._run("sample", feeds, sizes)
+        if sum(nbytes(v, sizes) for v in self.plan.sample.outputs) * (len(cache) + 1) <= self.memory_limit // 4:
+            cache[tile.start] = found
+        return found
 
     def _run(self, stage: str, feeds: Mapping[str, Any], sizes: Mapping[str, int], odd: bool = False) -> Tensors:
         """Outputs of a program by value name, with the fed values passed through."""
@@ -273,37 +290,41 @@ class Evaluator:
         found = self.backend.run(self.sessions[stage], names, given, odd)
         return values | {v.name: array for v, array in zip(program.outputs, found, strict=True)}
 
-    def _collect(
-        self,
-        sums: dict[tuple[str, ...], Array],
-        stage: str,
-        found: Tensors,
-        k: int,
-        n: int,
-        samples: slice,
-        outputs: slice,
-        references: slice | None,
-    ) -> None:
-        """Add a program's results to `sums`, at the rows that they belong to."""
+
+class _Totals:
+    """Results of the pieces, put in their rows or added up in float64."""
+
+    def __init__(self, plan: Plan, k: int, n: int) -> None:
+        self.plan = plan
+        self.lengths = {OUTPUT: k, SAMPLE: n}
+        self.sums: dict[tuple[str, ...], Array] = {}
+
+    def add(self, stage: str, found: Tensors, tile: slice, outputs: slice, backend: Backend) -> None:
+        """Take in what the program `stage` made of some samples and outputs."""
         made = {v.name for v in self.plan.programs()[stage].outputs}
         for role, value in self.plan.result.items():
             if value.name not in made:
                 continue
-            array = self.backend.get(found[value.name])
+            array = backend.get(found[value.name]).astype(np.float64)
             if role == ("base",) and not self.plan.per_pair_base:
-                sums["base_magnitude",] = sums.get(("base_magnitude",), 0) + np.abs(array.astype(np.float64)).sum(0)
-                array = array.astype(np.float64).sum(0)
-                sums[role] = sums.get(role, 0) + array
+                self.sums["base_magnitude",] = self.sums.get(("base_magnitude",), 0) + np.abs(array).sum(0)
+                self.sums[role] = self.sums.get(role, 0) + array.sum(0)
                 continue
-            shape = [{OUTPUT: k, SAMPLE: n}[a] for a in value.axes] + list(value.shape)
-            total = sums.setdefault(role, np.zeros(shape))
-            place = tuple({OUTPUT: outputs, SAMPLE: samples}[a] for a in value.axes)
-            if role == ("output",):
+            shape = [*(self.lengths[axis] for axis in value.axes), *value.shape]
+            total = self.sums.setdefault(role, np.zeros(shape))
+            place = tuple({OUTPUT: outputs, SAMPLE: tile}[axis] for axis in value.axes)
+            if role[0] in ("output", "place"):
                 total[place] = array
-            else:
+            elif SAMPLE in value.axes or OUTPUT in value.axes or stage == "background":
                 total[place] += array
 
-    def _rows(self, sums: dict[tuple[str, ...], Array], n_references: int) -> Rows:
+    def output(self) -> Array:
+        """The explained output at the samples."""
+        return self.sums["output",]
+
+    def rows(self, n_references: int) -> Rows:
+        """Everything, once all pieces are in."""
+        sums = dict(self.sums)
         output = sums.pop(("output",))
         base = sums.pop(("base",)) / n_references
         magnitude = sums.pop(("base_magnitude",), np.abs(base) * n_references) / n_references
@@ -339,9 +360,9 @@ def available_memory() -> int:
     return found
 
 
-def _ranges(length: int, piece: int) -> Iterator[slice]:
-    for start in range(0, length, piece):
-        yield slice(start, min(length, start + piece))
+def _ranges(stop: int, piece: int, start: int = 0) -> Iterator[slice]:
+    for first in range(start, stop, piece):
+        yield slice(first, min(stop, first + piece))
 
 
 def _even(total: int, most: int) -> int:
@@ -351,7 +372,3 @@ def _even(total: int, most: int) -> int:
 
 def _length(block: slice) -> int:
     return int(block.stop - block.start)
-
-
-def _bytes(value: Value, sizes: Mapping[str, int]) -> int:
-    return int(np.prod([sizes[a] for a in value.axes], dtype=np.int64)) * value.size * value.dtype.itemsize

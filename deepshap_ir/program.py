@@ -69,7 +69,7 @@ class Plan:
     background, sample, explain : the three programs.
     result : role -> value among the programs' outputs. Per attributed value `v`: ``("sum", v)``, and with details
         ``("squares", v)`` and ``("absolute", v)``, sums over the background of the contributions, their squares and
-        magnitudes, ``[K, N, *shape]``; ``("output",)`` and ``("base",)``: the explained output at samples, and at
+        magnitudes, ``[K, N, *shape]``, ``("place", v)``, its value at the samples; ``("output",)`` and ``("base",)``: the explained output at samples, and at
         references (summed over the background where it is computed per pair); ``("residual", node)``.
     per_pair_base : whether the base value depends on the sample, as it does with held inputs or own references.
     """
@@ -100,6 +100,7 @@ def build_plan(
     details: bool = False,
     ledger: bool = False,
     multipliers: bool = False,
+    everywhere: bool = False,
 ) -> Plan:
     """Emit the programs that explain ``graph.outputs[0]``.
 
@@ -113,6 +114,7 @@ def build_plan(
     details : also sum squares and magnitudes of the contributions.
     ledger : also give the residual of every node.
     multipliers : also give the sums of the multipliers themselves.
+    everywhere : give the multipliers of all values instead of attributions, ``("multiplier", name)``.
     """
     op = Emitter(graph.opsets, _float_dtype(graph))
     walker = Walker(op, resolver, [] if ledger else None)
@@ -143,6 +145,9 @@ def build_plan(
     if per_pair_base:
         result["base",] = op.sum_over(y0, BACKGROUND)
     bypassing = [name for name in explained if name not in places and name in found]
+    if everywhere:
+        wanted = {("multiplier", name): m for name, m in reversed(found.items())}
+        return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base)
     for name in (*places, *bypassing):
         x, x0 = known[name]
         m = found.get(name)
@@ -152,6 +157,8 @@ def build_plan(
         contribution = m * delta
         result["sum", name] = op.sum_over(contribution, BACKGROUND)
         if details:
+            if name not in explained:
+                result["place", name] = x
             result["squares", name] = op.sum_over(contribution, BACKGROUND, "ReduceSumSquare")
             result["absolute", name] = op.sum_over(contribution, BACKGROUND, "ReduceL1")
         if multipliers:
@@ -163,8 +170,7 @@ def build_plan(
         if BACKGROUND in residual.axes:
             residual = op.sum_over(residual, BACKGROUND)
         result["residual", node.name] = residual
-    wanted = list(dict.fromkeys(result.values()))
-    return Plan(*split(op, wanted), result, places, output, per_pair_base, nodes)
+    return Plan(*split(op, list(dict.fromkeys(result.values()))), result, places, output, per_pair_base, nodes)
 
 
 def _float_dtype(graph: Graph) -> np.dtype[np.float64] | np.dtype[np.float32]:

@@ -132,6 +132,10 @@ class Resolver:
         named = next((s.nodes[node.name] for s in self.sets if node.name in s.nodes), None)
         return named or next((found for s in self.sets if (found := s.find(node))), None)
 
+    def is_own(self, node: Node) -> bool:
+        """Whether the rule for `node` was given to this explainer, by name or by operator."""
+        return any(node.name in s.nodes or s.find(node) for s in self.sets[:-1])
+
     def expansion(self, node: Node) -> ExpandFunction | None:
         """How `node` is rewritten: where a set has an expansion for it before any set has a rule."""
         for s in self.sets:

@@ -1,0 +1,542 @@
+"""`DeepExplainer`: a model and a background in, attributions out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from deepshap_ir.canonical import canonicalise
+from deepshap_ir.diagnosis import describe_leaks, first_non_finite
+from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
+from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference, Rows, available_memory
+from deepshap_ir.expand import expand_graph
+from deepshap_ir.explanation import make_explanation
+from deepshap_ir.graph import Array, Graph
+from deepshap_ir.importer import Imported, import_model
+from deepshap_ir.program import Plan, build_plan
+from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
+
+TOLERANCE = 1e-4
+"""Largest gap of the sum, relative to the largest of |f(x)|, mean |f(x0)| and the mean sum of |contributions|."""
+SEED_BYTES = 1 << 26
+"""Outputs are explained in blocks whose seeds take at most this."""
+ORDERS: dict[str, Callable[[Array], Array]] = {"max": np.negative, "min": np.positive, "max_abs": lambda y: -np.abs(y)}
+
+
+@dataclass(frozen=True)
+class RuleRow:
+    """A line of `DeepExplainer.rules`: a node, its operator, the rule for it, and whether that sums to delta."""
+
+    node: str
+    operator: str
+    rule: str
+    exact: bool
+
+
+class DeepExplainer:
+    """Deep SHAP attributions: how much each input moved an output away from its mean over the background.
+
+    Parameters
+    ----------
+    model
+        A path, bytes, a file object, an `onnx.ModelProto` or an `onnx_ir.Model`.
+    data
+        The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
+        name; or a function that is given one sample (a list with one array per input, without batch axis) and returns
+        its own references in one of these forms.
+    session, learning_phase_flags
+        Of TensorFlow 1 graphs; must be None for ONNX models.
+    output
+        Name or index of the explained output, or the name of any value of the graph. None: the only float output.
+    inputs
+        Names of the values that are fed and explained, model inputs or values in the middle of the graph. Model inputs
+        left out are held: they take the sample's own value in both passes.
+    at
+        Names of the values that get the attributions, where these are not the fed ones.
+    hold
+        Names of values that take the sample's own value in both passes; ``{name: array}`` fixes one to a constant.
+    rules
+        Rules of this explainer alone: a `deepshap_ir.extend.RuleSet`, or ``{operator or node name: function}``.
+    batch_axes
+        ``{input: axis or None}`` where the batch is not axis 0, or where an input has none.
+    backend
+        "onnxruntime", or "reference": numpy, slow, the oracle.
+    providers
+        onnxruntime's execution providers, ``["CUDAExecutionProvider"]`` say.
+    precision
+        None: as the model; "float64": all in double precision, on the reference backend.
+    memory_limit
+        Bytes, or a string such as "2GB", for the values of a piece of the work; a quarter of what is free by default.
+    progress
+        True or False for a progress bar; None: for work of more than two seconds, on a terminal.
+    threads
+        Threads of onnxruntime; its own choice by default.
+    options
+        Choices among rules: ``{"max_pooling": "shapley"}``.
+
+    Raises
+    ------
+    ModelError, InputError, UnsupportedOperatorError, NonFiniteError
+        See `deepshap_ir.errors`.
+
+    Notes
+    -----
+    Lundberg and Lee, "A unified approach to interpreting model predictions" (2017), section "Deep SHAP".
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        session: Any = None,
+        learning_phase_flags: Any = None,
+        *,
+        output: str | int | None = None,
+        inputs: Sequence[str] | None = None,
+        at: Sequence[str] | None = None,
+        hold: Sequence[str] | Mapping[str, Any] = (),
+        rules: RuleSet | Mapping[str, RuleFunction] | None = None,
+        batch_axes: Mapping[str, int | None] | None = None,
+        backend: str = "onnxruntime",
+        providers: Sequence[Any] | None = None,
+        precision: str | None = None,
+        memory_limit: int | str | None = None,
+        progress: bool | None = None,
+        threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if session is not None or learning_phase_flags is not None:
+            raise InputError("session= and learning_phase_flags= belong to TensorFlow 1 graphs, not to an ONNX model")
+        if backend not in ("onnxruntime", "reference"):
+            raise InputError(f"backend={backend!r}: choose 'onnxruntime' or 'reference'")
+        if precision not in (None, "float64"):
+            raise InputError(f"precision={precision!r}: choose None (as the model) or 'float64'")
+        if precision == "float64" and providers:
+            raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
+        self.model = model
+        self.data = data
+        self._settings = {"output": output, "inputs": inputs, "hold": hold, "batch_axes": batch_axes}
+        self.at = tuple([at] if isinstance(at, str) else at or ())
+        self._resolver = Resolver([rule_set(rules)], options)
+        self.precision = precision
+        self._backend_name = "reference" if precision == "float64" else backend
+        self._providers, self._threads = providers, threads
+        self.memory_limit = _bytes(memory_limit) if memory_limit is not None else available_memory() // 4
+        self.progress = progress
+        self._imported: Imported | None = None
+        self._evaluators: dict[tuple[bool, ...], Evaluator] = {}
+        self._expected: Array | None = None
+        if not callable(data):
+            self._import(data)
+            self._evaluator()
+
+    @property
+    def graph(self) -> Graph:
+        """The program of one example that is explained."""
+        return self._require().graph
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the explained values, in the order of the attributions."""
+        return self.at or self._require().explained
+
+    @property
+    def output_name(self) -> str:
+        """Name of the explained output."""
+        return self._require().output
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the explained output for one example; ``(1,)`` for a number."""
+        shape = self.graph.shapes[self.output_name]
+        return (shape[1:] if shape[:1] == (1,) else shape) or (1,)
+
+    @property
+    def expected_value(self) -> Array | None:
+        """The mean output over the background, ``[*output shape]``.
+
+        ``[N, *output shape]`` of the last explained samples where it depends on them (references of their own, held
+        inputs), None before there are any.
+        """
+        if self._expected is None and self._imported is not None:
+            evaluator = self._evaluator()
+            if not evaluator.plan.per_pair_base:
+                base = evaluator.base(self._references, self._imported.rows)
+                self._expected = base.reshape(self.output_shape)
+        return self._expected
+
+    def shap_values(
+        self,
+        X: Any,  # noqa: N803  (the name that callers of shap use)
+        ranked_outputs: int | None = None,
+        output_rank_order: str = "max",
+        check_additivity: bool = True,
+    ) -> Any:
+        """Attributions of samples.
+
+        Parameters
+        ----------
+        X : samples, in the form of the background.
+        ranked_outputs : explain only so many outputs of each sample, those highest in `output_rank_order`.
+        output_rank_order : "max", "min" or "max_abs".
+        check_additivity : raise where the attributions do not sum to the output minus its mean.
+
+        Returns
+        -------
+        float64 ``[N, *features, *output shape]``; one output keeps its axis. A list of these for several inputs. With
+        `ranked_outputs`, a pair: ``[N, *features, r]`` and the indexes of the outputs, ``[N, r]``.
+
+        Raises
+        ------
+        InputError, NonFiniteError, AdditivityError
+        """
+        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=False)
+        values = found.values[0] if len(found.values) == 1 and not self._listed(X) else found.values
+        return values if ranked_outputs is None else (values, found.ranks)
+
+    def __call__(self, X: Any, ranked_outputs: int | None = None, output_rank_order: str = "max") -> Any:  # noqa: N803
+        """An explanation of samples, with base values, data, names and standard errors; see `make_explanation`."""
+        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity=True, details=True)
+        several = len(found.values) > 1
+        return make_explanation(
+            found.values if several else found.values[0],
+            found.base,
+            found.data if several else found.data[0],
+            standard_error=found.errors if several or found.errors is None else found.errors[0],
+            unattributed=found.unattributed,
+            output_indexes=found.ranks,
+        )
+
+    def rules(self) -> list[RuleRow]:
+        """The rule of every node between the explained inputs and the output, in the order of the graph."""
+        graph, imported = self.graph, self._require()
+        varying = graph.downstream(imported.explained) & graph.upstream(graph.outputs)
+        rows = []
+        for node in graph.nodes:
+            rule = self._resolver.rule(node)
+            if rule is not None and varying.intersection(node.outputs):
+                rows.append(RuleRow(node.name, node.operator, rule.name, rule.exact))
+        return rows
+
+    def ledger(self, X: Any) -> dict[str, Array]:  # noqa: N803
+        """The residual of every node's rule, ``[N, *output shape]``, mean over the background.
+
+        ``<m_y, dy> - sum_i <m_xi, dx_i>``: what the node fails to hand on. They add up to the gap of the whole.
+        """
+        arrays, n = self._read(X)
+        evaluator = self._evaluator(ledger=True)
+        rows, n_references = self._evaluate(evaluator, arrays, n, self._seeds())
+        k = int(np.prod(self.output_shape))
+        return {
+            role[1]: (np.broadcast_to(total, (k, n)) / n_references).T.reshape(n, *self.output_shape)
+            for role, total in rows.sums.items()
+            if role[0] == "residual"
+        }
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def _require(self) -> Imported:
+        if self._imported is None:
+            raise InputError("the references are a function: explain some samples first, as they fix the shapes")
+        return self._imported
+
+    def _import(self, background: Any) -> None:
+        keep = [*self.at]
+        self._imported = import_model(self.model, background, keep=keep, **self._settings, rewrite=self._rewrite)
+        if self.precision == "float64":
+            self._imported = replace(self._imported, graph=self._imported.graph.astype(np.float64))
+        self._references = {
+            name: self._rows(name, array.astype(self.graph.dtypes[name]))
+            for name, array in self._imported.background.items()
+            if name in self._imported.explained
+        }
+
+    def _rewrite(self, graph: Graph, protected: frozenset[str]) -> Graph:
+        """Expand what has no rule and join what belongs together, but not nodes for which this explainer has a rule."""
+        graph = expand_graph(graph, self._resolver)
+        own = {name for node in graph.nodes if self._resolver.is_own(node) for name in node.outputs if name}
+        return canonicalise(graph, protected | own)
+
+    def _rows(self, name: str, array: Array) -> Array:
+        """``[N, *shape for one example]`` from an array as users lay it out."""
+        axis = self.graph.batch_axes[name]
+        return array if axis is None else np.expand_dims(np.moveaxis(array, axis, 0), axis + 1)
+
+    def _features(self, name: str, array: Array) -> Array:
+        """``[..., *features]`` from ``[..., *shape for one example]``: without the batch axis."""
+        shape = self.graph.shapes[name]
+        axis = self.graph.batch_axes.get(name, 0 if shape[:1] == (1,) else None)
+        return array if axis is None else np.squeeze(array, axis - len(shape))
+
+    def _listed(self, data: Any) -> bool:
+        return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
+
+    def _read(self, X: Any) -> tuple[dict[str, Array], int]:  # noqa: N803
+        if self._imported is None:
+            self._import(self.data(_first_sample(X)))
+        imported = self._require()
+        arrays, n = imported.read(X)
+        dtypes = self.graph.dtypes
+        return {name: self._rows(name, a.astype(dtypes[name], copy=False)) for name, a in arrays.items()}, n
+
+    def _own_references(self, samples: Mapping[str, Array]) -> Callable[[int], dict[str, Array]]:
+        """A function from a sample's position to its references by input name, ``[B, *shape]``."""
+        imported = self._require()
+
+        def references(i: int) -> dict[str, Array]:
+            given = self.data([self._features(name, samples[name][i]) for name in imported.explained])
+            arrays, _ = imported.read(given, f"references of sample {i}")
+            return {name: self._rows(name, a.astype(self.graph.dtypes[name])) for name, a in arrays.items()}
+
+        return references
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def _evaluator(self, ranked: bool = False, details: bool = False, ledger: bool = False) -> Evaluator:
+        key = (ranked, details, ledger)
+        if key not in self._evaluators:
+            self._evaluators[key] = self._made_evaluator(ranked, details, ledger)
+        return self._evaluators[key]
+
+    def _made_evaluator(self, ranked: bool, details: bool, ledger: bool) -> Evaluator:
+        imported = self._require()
+        try:
+            plan = self._plan(ranked, details, ledger)
+            return Evaluator(plan, self._backend(), self.memory_limit, self.progress)
+        except ModelError as error:
+            if self._backend_name != "onnxruntime" or self.graph.dtypes[self.output_name] != np.float64:
+                raise
+            warnings.warn(
+                f"onnxruntime lacks double-precision kernels for this model, so it is explained in float32 ({error}); "
+                "precision='float64' uses the reference backend instead",
+                stacklevel=4,
+            )
+            self._imported = replace(imported, graph=imported.graph.astype(np.float32))
+            self._references = {name: a.astype(self.graph.dtypes[name]) for name, a in self._references.items()}
+            return Evaluator(self._plan(ranked, details, ledger), self._backend(), self.memory_limit, self.progress)
+
+    def _backend(self) -> Backend:
+        return Reference() if self._backend_name == "reference" else OnnxRuntime(self._providers, self._threads)
+
+    def _plan(self, ranked: bool, details: bool, ledger: bool) -> Plan:
+        imported = self._require()
+        return build_plan(
+            imported.graph,
+            self._resolver,
+            explained=imported.explained,
+            at=self.at,
+            hold=imported.held,
+            own_references=callable(self.data),
+            ranked=ranked,
+            details=details,
+            ledger=ledger,
+        )
+
+    def _seeds(self) -> Array:
+        shape = self.graph.shapes[self.output_name]
+        k = int(np.prod(shape))
+        return np.eye(k, dtype=self._seed_dtype).reshape(k, *shape)
+
+    @cached_property
+    def _seed_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.graph.dtypes[self.output_name] == np.float64 else np.float32)
+
+    def _evaluate(self, evaluator: Evaluator, samples: Mapping[str, Array], n: int, seeds: Array) -> tuple[Rows, int]:
+        if not callable(self.data):
+            count = self._require().rows
+            return evaluator.evaluate(samples, self._references, seeds, count), count
+        references = self._own_references(samples)
+        count = len(next(iter(references(0).values())))
+        return evaluator.evaluate(samples, references, seeds, count), count
+
+    def _explain(
+        self,
+        X: Any,  # noqa: N803
+        ranked_outputs: int | None,
+        order: str,
+        check_additivity: bool,
+        details: bool,
+    ) -> _Found:
+        samples, n = self._read(X)
+        k = int(np.prod(self.output_shape))
+        ranks = None
+        if ranked_outputs is not None:
+            ranks = self._ranks(samples, n, ranked_outputs, order)
+            seeds = np.zeros((ranks.shape[1], n, k), self._seed_dtype)
+            np.put_along_axis(seeds, ranks.T[:, :, None], 1, axis=2)
+            seeds = seeds.reshape(ranks.shape[1], n, *self.graph.shapes[self.output_name])
+            blocks = [seeds]
+        else:
+            step = max(1, SEED_BYTES // (8 * k))
+            eye = np.eye(k, dtype=self._seed_dtype) if k <= step else None
+            shape = self.graph.shapes[self.output_name]
+            blocks = [
+                (eye if eye is not None else np.eye(min(step, k - s), k, s, self._seed_dtype)).reshape(-1, *shape)
+                for s in range(0, k, step)
+            ]
+        evaluator = self._evaluator(ranked_outputs is not None, details)
+        parts = [self._evaluate(evaluator, samples, n, seeds) for seeds in blocks]
+        found = self._gather(parts, n, ranks, samples)
+        self._check_finite(found, samples)
+        if check_additivity:
+            self._check_additivity(found, X, samples, n, blocks, ranks)
+        if callable(self.data) or evaluator.plan.per_pair_base:
+            self._expected = found.base
+        return found
+
+    def _ranks(self, samples: Mapping[str, Array], n: int, ranked_outputs: int, order: str) -> Array:
+        if order not in ORDERS:
+            raise InputError(f"output_rank_order={order!r}: choose {', '.join(map(repr, ORDERS))}")
+        k = int(np.prod(self.output_shape))
+        if not 1 <= ranked_outputs <= k:
+            raise InputError(f"ranked_outputs={ranked_outputs}: the model has {k} outputs")
+        y = self._evaluator(ranked=True).outputs(samples).reshape(n, k)
+        return np.argsort(ORDERS[order](y), axis=1, kind="stable")[:, :ranked_outputs]
+
+    def _gather(
+        self, parts: Sequence[tuple[Rows, int]], n: int, ranks: Array | None, samples: Mapping[str, Array]
+    ) -> _Found:
+        """The evaluator's sums as users see them."""
+        b = parts[0][1]
+        places = self.input_names
+        shape = self.output_shape if ranks is None else (ranks.shape[1],)
+        k = int(np.prod(shape))
+
+        def total(role: str, name: str) -> Array:
+            example = self.graph.shapes[name]
+            pieces = [
+                np.broadcast_to(rows.sums[role, name], (len(rows.sums[role, name]), n, *example))
+                for rows, _ in parts
+                if (role, name) in rows.sums
+            ]
+            stacked = np.concatenate(pieces) if pieces else np.zeros((k, n, *example))
+            by_feature = np.moveaxis(self._features(name, stacked), 0, -1)
+            return by_feature.reshape(*by_feature.shape[:-1], *shape)
+
+        rows = parts[0][0]
+        outputs = int(np.prod(self.output_shape))
+        output = np.broadcast_to(rows.output, (n, *rows.output.shape[-len(self.graph.shapes[self.output_name]) :]))
+        output = output.reshape(n, outputs)
+        base = rows.base.reshape(-1, outputs)
+        magnitude = rows.base_magnitude.reshape(-1, outputs)
+        base, magnitude = np.broadcast_to(base, (n, outputs)), np.broadcast_to(magnitude, (n, outputs))
+        if ranks is not None:
+            output, base, magnitude = (np.take_along_axis(a, ranks, 1) for a in (output, base, magnitude))
+        values = [total("sum", name) / b for name in places]
+        bypassing = [name for name in self._require().explained if name not in places]
+        unattributed = None
+        if bypassing:
+            unattributed = sum(_sum_features(total("sum", name) / b, len(shape)) for name in bypassing)
+        errors = absolute = None
+        if any(role[0] == "squares" for role in rows.sums):
+            absolute = sum(_sum_features(total("absolute", name) / b, len(shape)) for name in (*places, *bypassing))
+            if b > 1:
+                variance = [
+                    np.maximum(total("squares", name) / b - v**2, 0) / (b - 1)
+                    for name, v in zip(places, values, strict=True)
+                ]
+                errors = [np.sqrt(v) for v in variance]
+        data = [self._features(name, samples.get(name, rows.sums.get(("place", name)))) for name in places]
+        return _Found(
+            values,
+            output.reshape(n, *shape),
+            base.reshape(n, *shape),
+            magnitude.reshape(n, *shape),
+            data,
+            ranks,
+            errors,
+            unattributed,
+            absolute,
+        )
+
+    # --- checking ------------------------------------------------------------------------------------------------
+
+    def _check_finite(self, found: _Found, samples: Mapping[str, Array]) -> None:
+        arrays = [found.output, found.base, *found.values]
+        if all(np.isfinite(a).all() for a in arrays):
+            return
+        bad = next(a for a in arrays if not np.isfinite(a).all())
+        row = int(np.argwhere(~np.isfinite(bad))[0][0])
+        one = {name: a[row : row + 1] if self.graph.batch_axes[name] is not None else a for name, a in samples.items()}
+        references = self._own_references(samples)(row) if callable(self.data) else self._references
+        raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, references, row))
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        imported = self._require()
+        return {"resolver": self._resolver, "explained": imported.explained, "hold": imported.held, "at": self.at}
+
+    def _check_additivity(
+        self,
+        found: _Found,
+        X: Any,  # noqa: N803
+        samples: Mapping[str, Array],
+        n: int,
+        blocks: Sequence[Array],
+        ranks: Array | None,
+    ) -> None:
+        gap = found.gap()
+        scale = np.maximum(np.abs(found.output), found.base_magnitude)
+        if found.absolute is not None:
+            scale = np.maximum(scale, found.absolute)
+        if (gap <= TOLERANCE * scale).all():
+            return
+        if found.absolute is None:
+            evaluator = self._evaluator(ranks is not None, details=True)
+            detailed = self._gather([self._evaluate(evaluator, samples, n, s) for s in blocks], n, ranks, samples)
+            self._check_additivity(detailed, X, samples, n, blocks, ranks)
+            return
+        raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, self.ledger(X)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Attributions and what is checked of them; N samples, outputs as the caller asked for them."""
+
+    values: list[Array]
+    output: Array
+    base: Array
+    base_magnitude: Array
+    data: list[Any]
+    ranks: Array | None
+    errors: list[Array] | None
+    unattributed: Array | None
+    absolute: Array | None
+
+    def gap(self) -> Array:
+        """``|sum of attributions - (f(x) - E f)|``, ``[N, *outputs]``."""
+        outputs = self.output.ndim - 1
+        total = sum(_sum_features(v, outputs) for v in self.values)
+        if self.unattributed is not None:
+            total = total + self.unattributed
+        return np.asarray(np.abs(total - (self.output - self.base)))
+
+
+def _sum_features(values: Array, outputs: int) -> Array:
+    """``[N, *outputs]`` from ``[N, *features, *outputs]``."""
+    return np.asarray(values.sum(axis=tuple(range(1, values.ndim - outputs))))
+
+
+def _first_sample(data: Any) -> list[Any]:
+    arrays = list(data.values()) if isinstance(data, Mapping) else data
+    if isinstance(arrays, list | tuple) and arrays and all(hasattr(a, "__array__") for a in arrays):
+        return [np.asarray(a)[0] for a in arrays]
+    return [np.asarray(arrays)[0]]
+
+
+def _bytes(limit: int | str) -> int:
+    """``2_000_000_000``, ``"2GB"``, ``"500 MiB"`` -> bytes."""
+    if not isinstance(limit, str):
+        if limit <= 0:
+            raise InputError(f"memory_limit={limit}: it must be a positive number of bytes")
+        return int(limit)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", limit, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"memory_limit={limit!r}: write a number of bytes such as '2GB' or '500MiB'")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
