@@ -200,9 +200,15 @@ class DeepExplainer:
         values = found.values[0] if len(found.values) == 1 and not self._listed(X) else found.values
         return values if ranked_outputs is None else (values, found.ranks)
 
-    def __call__(self, X: Any, ranked_outputs: int | None = None, output_rank_order: str = "max") -> Any:  # noqa: N803
+    def __call__(
+        self,
+        X: Any,  # noqa: N803
+        ranked_outputs: int | None = None,
+        output_rank_order: str = "max",
+        check_additivity: bool = True,
+    ) -> Any:
         """An explanation of samples, with base values, data, names and standard errors; see `make_explanation`."""
-        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity=True, details=True)
+        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=True)
         several = len(found.values) > 1
         return make_explanation(
             found.values if several else found.values[0],
@@ -211,6 +217,7 @@ class DeepExplainer:
             standard_error=found.errors if several or found.errors is None else found.errors[0],
             unattributed=found.unattributed,
             output_indexes=found.ranks,
+            outputs=found.output,
         )
 
     def rules(self) -> list[RuleRow]:
@@ -248,7 +255,9 @@ class DeepExplainer:
 
     def _import(self, background: Any) -> None:
         keep = [*self.at]
-        self._imported = import_model(self.model, background, keep=keep, **self._settings, rewrite=self._rewrite)
+        self._imported = import_model(
+            self.model, background, keep=keep, **self._settings, rewrite=lambda g, p: rewrite(g, p, self._resolver)
+        )
         if self.precision == "float64":
             self._imported = replace(self._imported, graph=self._imported.graph.astype(np.float64))
         self._references = {
@@ -256,12 +265,6 @@ class DeepExplainer:
             for name, array in self._imported.background.items()
             if name in self._imported.explained
         }
-
-    def _rewrite(self, graph: Graph, protected: frozenset[str]) -> Graph:
-        """Expand what has no rule and join what belongs together, but not nodes for which this explainer has a rule."""
-        graph = expand_graph(graph, self._resolver)
-        own = {name for node in graph.nodes if self._resolver.is_own(node) for name in node.outputs if name}
-        return canonicalise(graph, protected | own)
 
     def _rows(self, name: str, array: Array) -> Array:
         """``[N, *shape for one example]`` from an array as users lay it out."""
@@ -515,6 +518,13 @@ class _Found:
         if self.unattributed is not None:
             total = total + self.unattributed
         return np.asarray(np.abs(total - (self.output - self.base)))
+
+
+def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
+    """Expand what has no rule and join what belongs together, but not nodes for which an explainer has its own rule."""
+    graph = expand_graph(graph, resolver)
+    own = {name for node in graph.nodes if resolver.is_own(node) for name in node.outputs if name}
+    return canonicalise(graph, protected | own)
 
 
 def _sum_features(values: Array, outputs: int) -> Array:
