@@ -17,10 +17,11 @@ are those of one example. A multiplier may have the shape of the input or the on
 from deepshap_ir.context import Context, Expansion
 from deepshap_ir.emitter import Emitter, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
-from deepshap_ir.graph import Graph, Node
+from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.registry import RuleSet, expand, rule
 
 __all__ = [
+    "Array",
     "Context",
     "Emitter",
     "Expansion",
