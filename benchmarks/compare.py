@@ -43,6 +43,7 @@ class Measured:
     ----------
     samples : explained in a turn.
     seconds : of each turn.
+    forward : seconds per row of the forward pass, taken just before each turn.
     attributions : of the last turn, ``[N, *features, K]``.
     setup : seconds for building the explainer and explaining one sample.
     memory : of the side's process.
@@ -51,6 +52,7 @@ class Measured:
 
     samples: int
     seconds: list[float] = field(default_factory=list)
+    forward: list[float] = field(default_factory=list)
     attributions: Attributions | None = None
     setup: float = float("nan")
     memory: Memory = UNKNOWN
@@ -65,7 +67,6 @@ class Result:
     ----------
     references, outputs : B and K; a triple is one sample, one reference and one output.
     batch : the batch size at which a row of the forward pass is cheapest.
-    forward : seconds of the forward pass per row at that size, one for each round.
     fx : the outputs of the samples, ``[N, K]``, by onnxruntime.
     mean_f0 : the mean output over the background, ``[K]``.
     """
@@ -74,7 +75,6 @@ class Result:
     references: int
     outputs: int
     batch: int
-    forward: list[float]
     fx: Attributions
     mean_f0: Attributions
     sides: dict[str, Measured]
@@ -94,7 +94,12 @@ class Result:
         """Forward passes of onnxruntime per triple, the median of the rounds."""
         if not self.finished(side):
             return float("nan")
-        return float(np.median(self.per_triple(side) / np.array(self.forward)))
+        return float(np.median(self.per_triple(side) / np.array(self.sides[side].forward)))
+
+    def forward(self) -> float:
+        """Seconds per row of the forward pass, the median of all that were taken; nan where every side failed."""
+        taken = [row for measured in self.sides.values() for row in measured.forward]
+        return float(np.median(taken)) if taken else float("nan")
 
     def finished(self, side: str) -> bool:
         """Whether `side` took part and did not fail."""
@@ -142,7 +147,6 @@ def compare(case: Case, rounds: int, threads: int, progress: Callable[[str], Non
             references=len(network.background),
             outputs=fx.shape[1],
             batch=batch,
-            forward=[],
             fx=fx,
             mean_f0=f0.mean(axis=0),
             sides={side: Measured(count) for side, count in case.samples.items()},
@@ -152,14 +156,15 @@ def compare(case: Case, rounds: int, threads: int, progress: Callable[[str], Non
             with _reported(result.sides[side]):
                 result.sides[side].setup = worker.call("prepare", network.samples[:1])
         for number in range(rounds):
-            result.forward.append(forward.call("seconds", batch, 0.5))
             for side in _rotated(list(workers), number):
                 measured = result.sides[side]
                 if measured.failure is None:
                     progress(f"{case.name}: round {number + 1} of {rounds}, {side}")
+                    row = forward.call("seconds", batch, 0.3)
                     with _reported(measured):
                         turn: Turn = workers[side].call("attribute", network.samples[: measured.samples])
                         measured.seconds.append(turn.seconds)
+                        measured.forward.append(row)
                         measured.attributions = turn.attributions
         for side, worker in workers.items():
             with _reported(result.sides[side]):

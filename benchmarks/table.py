@@ -18,7 +18,10 @@ COLUMNS = (
     ("set-up", "seconds to open the model, build the explainer and explain one sample; in no other column"),
     ("per triple", "time for one sample, one reference and one output, the median of the rounds"),
     ("times ours", f"time per triple over that of {OURS} in the same round, the median of the rounds"),
-    ("passes", "time per triple over the time per row of the same ONNX file in onnxruntime, at its best batch size"),
+    (
+        "passes",
+        "time per triple over the time per row of the same ONNX file in onnxruntime at its best batch size",
+    ),
     ("memory", "highest resident memory of the side's own process, model included, above what its imports take"),
     ("imports", "resident memory of that process after its imports"),
     ("vs shap", "largest difference of attributions from shap, relative to shap's largest attribution"),
@@ -36,10 +39,9 @@ def print_heading(console: Console, rounds: int, threads: int) -> None:
 
 def print_result(console: Console, result: Result) -> None:
     """Print one case, a line for each side."""
-    best = np.median(result.forward)
     title = (
         f"{result.case.name}: {result.references} references, outputs: {result.outputs}; "
-        f"forward pass {_time(float(best))} per row at batch size {result.batch}"
+        f"forward pass {_time(result.forward())} per row at batch size {result.batch}"
     )
     table = Table("", *(name for name, _ in COLUMNS), title=title, title_justify="left")
     for column in table.columns[1:]:
