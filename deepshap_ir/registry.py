@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +116,32 @@ class RuleSet:
 
 
 BUILT_IN = RuleSet()
-rule = BUILT_IN.rule
-expand = BUILT_IN.expand
+_collecting: ContextVar[RuleSet] = ContextVar("collecting", default=BUILT_IN)
+
+
+def rule(
+    *operators: str, since: int = 1, until: int = 10_000, exact: bool = True
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register a rule for all explainers; see `RuleSet.rule`."""
+    return _collecting.get().rule(*operators, since=since, until=until, exact=exact)
+
+
+def expand(*operators: str) -> Callable[[ExpandFunction], ExpandFunction]:
+    """Register an expansion for all explainers; see `RuleSet.expand`."""
+    return _collecting.get().expand(*operators)
+
+
+@contextmanager
+def collected() -> Iterator[RuleSet]:
+    """What `rule` and `expand` register meanwhile goes into the set that this yields, and to no other explainer."""
+    import deepshap_ir.rules  # noqa: F401  (these are not to be collected)
+
+    rules = RuleSet()
+    token = _collecting.set(rules)
+    try:
+        yield rules
+    finally:
+        _collecting.reset(token)
 
 
 class Resolver:
