@@ -38,10 +38,16 @@ class InputSpec:
 
 def suggest(name: str, names: Sequence[str]) -> str:
     """Return the end of a message about an unknown name: close matches, then what there is."""
+    names = list(dict.fromkeys(names))
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     listed = ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"{hint} There are: {listed or 'none'}."
+
+
+def is_list(data: Any) -> bool:
+    """Tell a list of arrays, one per input, from one array (nested lists of numbers included)."""
+    return isinstance(data, (list, tuple)) and len(data) > 0 and all(hasattr(item, "__array__") for item in data)
 
 
 def by_name(data: Any, names: Sequence[str], what: str = "background") -> dict[str, Any]:
@@ -58,8 +64,7 @@ def by_name(data: Any, names: Sequence[str], what: str = "background") -> dict[s
     """
     if isinstance(data, Mapping) and not hasattr(data, "__array__"):
         return {str(name): value for name, value in data.items()}
-    listed = isinstance(data, (list, tuple)) and len(data) > 0 and all(hasattr(item, "__array__") for item in data)
-    arrays = list(data) if listed else [data]
+    arrays = list(data) if is_list(data) else [data]
     if len(arrays) != len(names):
         raise InputError(
             f"{what}: expected {len(names)} array{'s' * (len(names) != 1)} "

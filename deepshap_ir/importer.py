@@ -162,9 +162,11 @@ def import_model(
     specs, arrays = fed_specs(model, face, background)
     count = rows(arrays, specs)
     first = take(arrays, specs, [0])
-    model = _resolve_branches(model, face.output, [spec.name for spec in specs], first)
+    model = _resolve_branches(model, face.output, first)
+    # before the trace, which such operators can break, and after it, when it is known which Dropout is in training
+    _refuse(model, dependence(model.graph, arrays), face.output)
     values = trace(model, first)
-    found = dependence(model.graph, [spec.name for spec in specs], values)
+    found = dependence(model.graph, arrays, values)
     _refuse(model, found, face.output)
     face.check_dependence(model, found, list(arrays))
 
@@ -197,10 +199,10 @@ def _exact(spec: InputSpec, graph: Graph) -> InputSpec:
     return replace(spec, shape=tuple(None if i == axis else dim for i, dim in enumerate(shape)), batch_axis=axis)
 
 
-def _resolve_branches(model: ModelProto, output: str, fed: Sequence[str], row: Mapping[str, Array]) -> ModelProto:
+def _resolve_branches(model: ModelProto, output: str, row: Mapping[str, Array]) -> ModelProto:
     """Replace every `If` of the main graph on a constant condition by its branch, until there is none."""
     while True:
-        found = dependence(model.graph, fed)
+        found = dependence(model.graph, row)
         conditions = [
             node.input[0] for node in model.graph.node if operator(node) == "If" and not found.depends([node.input[0]])
         ]

@@ -11,7 +11,7 @@ from onnx import ModelProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 from deepshap_ir.dependence import Dependence, dependence, needed, operator
 from deepshap_ir.errors import InputError
-from deepshap_ir.feeds import Array, InputSpec, by_name, read, suggest
+from deepshap_ir.feeds import Array, InputSpec, by_name, is_list, read, rows, suggest
 from deepshap_ir.onnx_io import elem_type
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import Runner
@@ -148,10 +148,9 @@ class Interface:
         reach = dependence(model.graph, explained)
         if not reach.depends([self.output]):
             used = [name for name in fed if name in needed(model.graph, [self.output], found)]
-            raise InputError(
-                f"the output {self.output!r} does not depend on {_listed(explained) or 'any input'}; "
-                f"it depends on {_listed(used) or 'none'}."
-            )
+            end = f"it depends on {_listed(used)}" if used else "it is a constant of the model"
+            given = _listed(explained) or "any input"
+            raise InputError(f"the output {self.output!r} does not depend on {given}; {end}.")
         reached = needed(model.graph, [self.output], found) | set(explained)
         for name in (*self.keep, *self.held_inside):
             if not found.depends([name]):
@@ -221,12 +220,18 @@ def fed_specs(model: ModelProto, face: Interface, background: Any) -> tuple[list
     explained = [name for name in face.explained if name in given or name in wanted or not face.by_default]
     order = [*explained, *(name for name in wanted if name not in explained)]
     missing = [name for name in order if name not in given and (name in by_data or name in face.explained)]
-    shaped = {name: _zeros(face, name) for name in order if name not in given and name not in missing}
-    missing += [name for name, zeros in shaped.items() if zeros is None]
+    unfed = [name for name in order if name not in given and name not in missing]
+    missing += [name for name in unfed if _zeros(face, name, 1) is None]
     if missing:
         raise InputError(_missing(face, missing))
     specs = [_spec(model, face, name, wanted.get(name), given.get(name)) for name in order]
-    return specs, {spec.name: read(given.get(spec.name, shaped.get(spec.name)), spec) for spec in specs}
+    arrays = {spec.name: read(given[spec.name], spec) for spec in specs if spec.name in given}
+    count = rows(arrays, [spec for spec in specs if spec.name in arrays])
+    for name in unfed:
+        zeros = _zeros(face, name, count)
+        assert zeros is not None
+        arrays[name] = zeros
+    return specs, arrays
 
 
 def _names(names: Sequence[str], option: str) -> list[str]:
@@ -274,8 +279,7 @@ def _order(face: Interface, wanted: Mapping[str, ValueInfoProto], background: An
         return list(face.explained)
     every = [name for name in face.declared if name not in face.constants]
     required = [name for name in every if name in wanted]
-    count = len(background) if isinstance(background, (list, tuple)) else 1
-    return required if count == len(required) or len(required) == 1 else every
+    return required if len(required) == (len(background) if is_list(background) else 1) else every
 
 
 def _dtype(declared: TypeProto, name: str) -> np.dtype[Any]:
@@ -323,14 +327,14 @@ def _allows_nan(model: ModelProto, name: str) -> bool:
     return any(operator(node).startswith(_MADE_FOR_NAN) and reached.depends(node.input) for node in model.graph.node)
 
 
-def _zeros(face: Interface, name: str) -> Array | None:
-    """Return one row of zeros in the declared shape, None if that is not known."""
+def _zeros(face: Interface, name: str, count: int) -> Array | None:
+    """Return rows of zeros in the declared shape, None if that is not known."""
     value = face.declared.get(name)
     dims = None if value is None else _dims(value)
     if value is None or dims is None:
         return None
     axis = _axis(face, name, len(dims))
-    shape = [1 if position == axis else dim for position, dim in enumerate(dims)]
+    shape = [count if position == axis else dim for position, dim in enumerate(dims)]
     if None in shape:
         return None
     return np.zeros([dim for dim in shape if dim is not None], _dtype(value.type, name))

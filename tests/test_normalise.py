@@ -296,15 +296,18 @@ def test_node_names_survive_and_are_unique() -> None:
 
 @pytest.mark.parametrize("half", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_half_precision_is_raised_everywhere(half: int) -> None:
-    name = "float16" if half == TensorProto.FLOAT16 else "bfloat16"
+    # the ONNX text format takes the bits of half-precision numbers, here of 1, 2 and 3
+    name, bits = (
+        ("float16", (15360, 16384, 16896)) if half == TensorProto.FLOAT16 else ("bfloat16", (16256, 16384, 16448))
+    )
     model = parsed(
-        f"""{{ one = Constant <value = {name} {{1}}> () \n s = Shape(x)
-        two = ConstantOfShape <value = {name}[1] {{2}}> (s)
+        f"""{{ one = Constant <value = {name} {{{bits[0]}}}> () \n s = Shape(x)
+        two = ConstantOfShape <value = {name}[1] {{{bits[1]}}}> (s)
         wide = Cast <to = 1> (x) \n narrow = Cast <to = {half}> (wide) \n like = CastLike(wide, one)
         small = Neg(narrow) \n e = EyeLike <dtype = {half}> (x)
         c = Constant <value = bool {{1}}> ()
         i = If(c) <then_branch = yes () => ({name}[4,4] a) {{
-                       k = Constant <value = {name} {{3}}> () \n a = Mul(small, k) }},
+                       k = Constant <value = {name} {{{bits[2]}}}> () \n a = Mul(small, k) }},
                    else_branch = no () => ({name}[4,4] b) {{ b = Abs(like) }}>
         y = Sum(i, w, one, two, e) }}""",
         signature=f"({name}[4,4] x) => ({name}[4,4] y)",
