@@ -8,6 +8,7 @@ program to another become outputs of the first and inputs of the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,7 +58,7 @@ class Program:
 
 def nbytes(value: Value, sizes: Mapping[str, int]) -> int:
     """Bytes of `value` for these lengths of the batch axes."""
-    return int(np.prod([sizes[a] for a in value.axes], dtype=np.int64)) * value.size * value.dtype.itemsize
+    return math.prod(sizes[a] for a in value.axes) * value.size * value.dtype.itemsize
 
 
 @dataclass
@@ -238,7 +239,7 @@ def _program(op: Emitter, steps: Sequence[Step], outputs: Sequence[Value]) -> Pr
             *(helper.make_tensor_value_info(dimension(a), TensorProto.INT64, [1]) for a in dimensions),
         ],
         [_info(name, v) for name, v in zip(renamed, outputs, strict=True)],
-        [numpy_helper.from_array(np.ascontiguousarray(data), name) for name, data in low.initializers.items()],
+        [numpy_helper.from_array(np.asarray(data, order="C"), name) for name, data in low.initializers.items()],
     )
     imports = [helper.make_opsetid(domain, version) for domain, version in op.opsets.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
