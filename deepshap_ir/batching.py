@@ -421,7 +421,8 @@ def elements(low: Lowering, step: Step) -> None:
     """All operands over the union of the axes."""
     axes = step.axes
     names = [low.expand(v, axes) for v in step.inputs if v is not None]
-    low.plain(step, names, axis=negative(step.attributes.get("axis", 0), operand(step).rank))
+    axis = len(axes) + step.attributes.get("axis", 0) % operand(step).rank  # onnx.reference takes no negative one
+    low.plain(step, names, axis=axis)
 
 
 @batching("GatherND")
