@@ -1,34 +1,158 @@
-"""Functions of one number: rescale, ``m_x = m_y (f(x) - f(x0)) / (x - x0)``, without a small difference in it."""
+"""Smooth functions of one number: rescale, ``m_x = m_y (f(x) - f(x0)) / (x - x0)``.
 
-from collections.abc import Sequence
+The difference ``f(x) - f(x0)`` of rounded numbers is useless where ``x`` is close to ``x0``. So each secant here is written
+without it, most with ``tanh(h)/h``, which is smooth, bounded and cheap:
+
+===========================  =========================================================
+addition formula of tanh     Tanh, Sigmoid, Swish, Gelu (tanh), Atanh
+``f'' = f``                  Exp, Sinh, Cosh: a row of `EXPONENTIALS`, ``f'``
+inverses of these            Log, Asinh, Acosh: a row of `LOGARITHMS`, ``1 / f'``
+anything else                Erf, Gelu: a row of `SMOOTH`, three derivatives and a length
+===========================  =========================================================
+
+What depends on ``x`` or ``x0`` alone is computed once per row; only what combines them is computed for every pair.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 
 from deepshap_ir.extend import Context, Value, rule
 
 TINY = 1e-30
-"""Added to a difference, it changes nothing but an exact 0, where the quotient then is the derivative."""
+"""Added to a difference, it changes nothing but an exact 0, where the quotient becomes the derivative."""
+
+Secant = Callable[[Context], Value]
 
 
-@rule("Relu")
-def relu(ctx: Context, m: Sequence[Value]) -> Value:
-    """``(max(x, 0) + max(x0, 0)) / (|x| + |x0|)``: the secant, 1 or 0 on one side of the kink, 0 where both are 0."""
-    op, x, x0 = ctx.op, ctx.x(), ctx.x0()
-    return m[0] * ((ctx.y() + ctx.y0()) / (op.Max(abs(x), TINY) + op.Max(abs(x0), TINY)))
+def rescale(*operators: str, partial: bool = False) -> Callable[[Secant], Secant]:
+    """Register ``m_x = m_y * secant(ctx)`` for `operators`; `partial`: for functions that are not finite everywhere."""
+
+    def register(secant: Secant) -> Secant:
+        @functools.wraps(secant)
+        def rescaled(ctx: Context, m: Sequence[Value]) -> Value:
+            return unless_zero(m[0], secant(ctx)) if partial else m[0] * secant(ctx)
+
+        rule(*operators)(rescaled)
+        return secant
+
+    return register
 
 
-def tanh_secant(x: Value, x0: Value) -> Value:
-    """``(tanh x - tanh x0) / (x - x0) = tanh(d) / d (1 - tanh x tanh x0)``, ``d = x - x0``."""
-    op = x.op
-    d = (x - x0) + TINY
-    return op.Tanh(d) / d * (1.0 - op.Tanh(x) * op.Tanh(x0))
+def unless_zero(m: Value, secant: Value) -> Value:
+    """``m * secant``, and 0 where `m` is 0, as it is for the branch that a Where did not select, whatever the secant."""
+    product: Value = m.op.Where(m.op.Equal(m, 0.0), m, m * secant)
+    return product
 
 
-@rule("Tanh")
-def tanh(ctx: Context, m: Sequence[Value]) -> Value:
-    """`tanh_secant`."""
-    return m[0] * tanh_secant(ctx.x(), ctx.x0())
+def tanhc(h: Value) -> Value:
+    """``tanh(h) / h``, 1 at 0."""
+    h = h + TINY
+    t: Value = h.op.Tanh(h)
+    return t / h
 
 
-@rule("Sigmoid")
-def sigmoid(ctx: Context, m: Sequence[Value]) -> Value:
-    """`tanh_secant`, as ``sigmoid(x) = (1 + tanh(x / 2)) / 2``."""
-    return m[0] * (tanh_secant(ctx.x() * 0.5, ctx.x0() * 0.5) * 0.25)
+def inverse_or_zero(total: Value) -> Value:
+    """``1 / total``, and 0 where it is 0: both points are where the derivative is infinite, so their delta is 0."""
+    op = total.op
+    quotient: Value = op.Where(op.Equal(total, 0.0), op.constant(0.0, total.dtype), 1.0 / total)
+    return quotient
+
+
+@rescale("Tanh")
+def tanh(ctx: Context) -> Value:
+    """``tanh(d)/d (1 - tanh x tanh x0)``, ``d = x - x0``."""
+    return tanhc(ctx.x() - ctx.x0()) * (1.0 - ctx.y() * ctx.y0())
+
+
+@rescale("Sigmoid")
+def sigmoid(ctx: Context) -> Value:
+    """That of ``(1 + tanh(x/2)) / 2``, with ``t = tanh(x/2) / 2``."""
+    u, u0 = ctx.x() * 0.5, ctx.x0() * 0.5
+    return tanhc(u - u0) * (0.25 - (ctx.op.Tanh(u) * 0.5) * (ctx.op.Tanh(u0) * 0.5))
+
+
+@rescale("Swish")
+def swish(ctx: Context) -> Value:
+    """``x s(x)``, ``s(x) = sigmoid(alpha x)``, ``r = 1 - s``: ``(s + s0)/2 + (x + x0)/2 (s - s0)/d``.
+
+    ``(s - s0)/d = alpha tanhc(alpha d/2) (s r0 + r s0)/2``.
+    """
+
+    def parts(x: Value) -> tuple[Value, Value, Value]:
+        u = x * (ctx.attribute("alpha", 1.0) / 2)
+        return u, 0.5 / (1.0 + x.op.Exp(u * -2.0)), 1.0 / (1.0 + x.op.Exp(u * 2.0))
+
+    (u, s, r), (u0, s0, r0) = parts(ctx.x()), parts(ctx.x0())
+    return (s + s0) + (u + u0) * tanhc(u - u0) * (s * r0 + r * s0)
+
+
+@rescale("Mish")
+def mish(ctx: Context) -> Value:
+    """``x t(x)``, ``t = tanh(softplus(x)) = n/(n + 2)``, ``n = e^x (e^x + 2)``: ``(t + t0)/2 + (x + x0)/2 (t - t0)/d``.
+
+    ``(t - t0)/d = tanhc(d/2) (e^x + e^x0) (e^x + e^x0 + 2) / ((n + 2) (n0 + 2))``; beyond 20, t is 1.
+    """
+
+    def parts(x: Value) -> tuple[Value, Value, Value, Value]:
+        e: Value = x.op.Exp(x.op.Min(x, 20.0))
+        n = e * (e + 2.0)
+        return x * 0.5, e, 1.0 / (n + 2.0), n / (n + 2.0) * 0.5
+
+    (u, e, p, t), (u0, e0, p0, t0) = parts(ctx.x()), parts(ctx.x0())
+    e_sum = e + e0
+    return (t + t0) + (u + u0) * tanhc(u - u0) * (e_sum * (e_sum + 2.0)) * (p * p0)
+
+
+@rescale("Softplus")
+def softplus(ctx: Context) -> Value:
+    """Exp, then ``log(1 + e)``: ``tanhc(d/2) / tanhc(dy/2) (e^x + e^x0) / (2 + e^x + e^x0)``; the last is 1 beyond 80."""
+    op = ctx.op
+    e, e0 = op.Exp(op.Min(ctx.x(), 80.0)), op.Exp(op.Min(ctx.x0(), 80.0))
+    inner, outer = tanhc(ctx.x() * 0.5 - ctx.x0() * 0.5), tanhc(ctx.y() * 0.5 - ctx.y0() * 0.5)
+    return inner / outer * ((e + e0) / ((e + 2.0) + e0))
+
+
+@rescale("Softsign")
+def softsign(ctx: Context) -> Value:
+    """``r r0 + (|y y0| - y y0) / (|x| + |x0|)``, ``r = 1 / (1 + |x|)``."""
+    op = ctx.op
+    size, size0 = op.Max(abs(ctx.x()), TINY), op.Max(abs(ctx.x0()), TINY)
+    y, y0 = ctx.y(), ctx.y0()
+    opposite = (abs(y) * abs(y0) - y * y0) / (size + size0)
+    return 1.0 / (1.0 + size) * (1.0 / (1.0 + size0)) + opposite
+
+
+@rescale("Atanh", partial=True)
+def atanh(ctx: Context) -> Value:
+    """One over that of Tanh from y0 to y: ``1 / (tanhc(dy) (1 - x x0))``, ``1 - x x0`` without its cancellation at 1."""
+    x, x0 = ctx.x(), ctx.x0()
+    rest = ((1.0 - x) * (1.0 + x0) + (1.0 + x) * (1.0 - x0)) * 0.5
+    return 1.0 / (tanhc(ctx.y() - ctx.y0()) * rest)
+
+
+EXPONENTIALS: dict[str, Callable[[Value], Value]] = {
+    "Exp": lambda x: x.op.Exp(x),
+    "Sinh": lambda x: x.op.Cosh(x),
+    "Cosh": lambda x: x.op.Sinh(x),
+}
+
+LOGARITHMS: dict[str, Callable[[Value], Value]] = {
+    "Log": lambda x: x,
+    "Asinh": lambda x: x.op.Sqrt(x * x + 1.0),
+    "Acosh": lambda x: x.op.Sqrt(x - 1.0) * x.op.Sqrt(x + 1.0),
+}
+
+
+@rescale(*EXPONENTIALS, partial=True)
+def exponential(ctx: Context) -> Value:
+    """``f'' = f``: ``tanhc(d/2) (f'(x) + f'(x0)) / 2``."""
+    slope = EXPONENTIALS[ctx.node.op_type]
+    return tanhc(ctx.x() * 0.5 - ctx.x0() * 0.5) * (slope(ctx.x()) * 0.5 + slope(ctx.x0()) * 0.5)
+
+
+@rescale(*LOGARITHMS, partial=True)
+def logarithm(ctx: Context) -> Value:
+    """One over that of the inverse function: ``1 / (tanhc(dy/2) (1/f'(x) + 1/f'(x0)) / 2)``."""
+    inverse_slope = LOGARITHMS[ctx.node.op_type]
+    mean = inverse_slope(ctx.x()) * 0.5 + inverse_slope(ctx.x0()) * 0.5
+    return inverse_or_zero(tanhc(ctx.y() * 0.5 - ctx.y0() * 0.5) * mean)
