@@ -1,0 +1,127 @@
+"""Operators that `onnx.reference` computes wrongly or one number at a time, in numpy.
+
+onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool with `ceil_mode` shifts its windows and refuses
+`auto_pad`, Mean does not broadcast; the first two need seconds for a small image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+from deepshap_ir.graph import Array
+
+Sizes = Sequence[int]
+"""One number per spatial dimension."""
+
+
+class Mean(OpRun):
+    """The mean of operands that broadcast."""
+
+    def _run(self, *terms: Array) -> tuple[Array]:
+        return (np.asarray(sum(terms[1:], terms[0]) / len(terms), dtype=terms[0].dtype),)
+
+
+class ConvTranspose(OpRun):
+    """``y[n, o, i s + k d - pad] += x[n, c, i] w[c, o, k]``."""
+
+    def _run(
+        self,
+        x: Array,
+        w: Array,
+        bias: Array | None = None,
+        auto_pad: str | None = None,
+        dilations: Sizes | None = None,
+        group: int | None = None,
+        kernel_shape: Sizes | None = None,
+        output_padding: Sizes | None = None,
+        output_shape: Sizes | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sizes | None = None,
+    ) -> tuple[Array]:
+        group, sizes, kernel = group or 1, x.shape[2:], w.shape[2:]
+        rank = len(sizes)
+        strides, dilations = strides or [1] * rank, dilations or [1] * rank
+        extra = output_padding or [0] * rank
+        full = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)]
+        if output_shape or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            out = list(output_shape or [n * s for n, s in zip(sizes, strides, strict=True)])[-rank:]
+            total = [max(0, f + e - o) for f, e, o in zip(full, extra, out, strict=True)]
+            before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+        else:
+            pads = [0] * 2 * rank if auto_pad == "VALID" or not pads else pads
+            before = list(pads[:rank])
+            out = [f + e - a - b for f, e, a, b in zip(full, extra, before, pads[rank:], strict=True)]
+        channels = w.shape[1] * group
+        room = [max(f, b + o) for f, b, o in zip(full, before, out, strict=True)]
+        result = np.zeros((x.shape[0], channels, *room), x.dtype)
+        grouped = x.reshape(x.shape[0], group, -1, math.prod(sizes))
+        weights = w.reshape(group, -1, *w.shape[1:])
+        for offset in itertools.product(*map(range, kernel)):
+            at: Any = (..., *offset)
+            factor = weights[at].swapaxes(1, 2)
+            result[_places(offset, dilations, strides, sizes)] += (factor @ grouped).reshape(-1, channels, *sizes)
+        result = result[_places(before, [1] * rank, [1] * rank, out)]
+        return (result if bias is None else result + bias.reshape(-1, *[1] * rank),)
+
+
+class AveragePool(OpRun):
+    """The mean over windows, of what lies within the input or, with `count_include_pad`, within the padding."""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        count_include_pad: int | None = None,
+        dilations: Sizes | None = None,
+        kernel_shape: Sizes | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sizes | None = None,
+    ) -> tuple[Array]:
+        kernel = list(kernel_shape or [])
+        rank = len(kernel)
+        strides, dilations = strides or [1] * rank, dilations or [1] * rank
+        pads = [0] * 2 * rank if auto_pad == "VALID" or not pads else pads
+        padding, out, beyond = [(0, 0), (0, 0)], [], [(0, 0), (0, 0)]
+        for a, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, strides, dilations, strict=True)):
+            span, before, after = (k - 1) * d + 1, pads[a], pads[a + rank]
+            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+                n = -(-size // s)
+                needed = max(0, (n - 1) * s + span - size)
+                before = needed // 2 if auto_pad == "SAME_UPPER" else needed - needed // 2
+                after = needed - before
+            else:
+                rest = size + before + after - span
+                n = (-(-rest // s) if ceil_mode else rest // s) + 1
+                if ceil_mode and (n - 1) * s >= size + before:  # the last window must not begin behind the input
+                    n -= 1
+            padding.append((before, after))
+            beyond.append((0, max(0, (n - 1) * s + span - size - before - after)))
+            out.append(n)
+
+        def sums(array: Array) -> Array:
+            padded = np.pad(array, beyond)
+            total = np.zeros((*array.shape[:2], *out), array.dtype)
+            for offset in itertools.product(*map(range, kernel)):
+                total += padded[_places(offset, dilations, strides, out)]
+            return total
+
+        ones = np.ones((1, 1, *x.shape[2:]), x.dtype)
+        counted = np.pad(ones, padding, constant_values=1 if count_include_pad else 0)
+        return (sums(np.pad(x, padding)) / sums(counted),)
+
+
+def _places(offset: Sizes, dilations: Sizes, strides: Sizes, counts: Sizes) -> Any:
+    """The index of `counts` positions per trailing dimension, from ``offset * dilation`` in steps of the stride."""
+    chosen = zip(offset, dilations, strides, counts, strict=True)
+    return (..., *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in chosen))
+
+
+REPAIRED: list[type[OpRun]] = [Mean, ConvTranspose, AveragePool]
+"""Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""
