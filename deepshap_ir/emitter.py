@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Array, Graph, Node
+from deepshap_ir.reference_ops import REPAIRED
 
 OUTPUT, SAMPLE, BACKGROUND = "output", "sample", "background"
 AXES = (OUTPUT, SAMPLE, BACKGROUND)
@@ -351,7 +352,7 @@ class Emitter:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10)
         feeds = {n: v.data for n, v in zip(names, inputs, strict=True) if v is not None}
         with np.errstate(all="ignore"):
-            arrays = ReferenceEvaluator(model).run(None, feeds)
+            arrays = ReferenceEvaluator(model, new_ops=REPAIRED).run(None, feeds)
         if any(np.asarray(array).size > FOLDING_LIMIT for array in arrays):
             return None
         return tuple(self.constant(np.asarray(array)) for array in arrays)

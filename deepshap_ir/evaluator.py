@@ -23,6 +23,7 @@ from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
 from deepshap_ir.program import Plan, Program, nbytes
+from deepshap_ir.reference_ops import REPAIRED
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
@@ -108,7 +109,7 @@ class Reference:
 
     def load(self, model: ModelProto) -> ReferenceEvaluator:
         """An evaluator."""
-        return ReferenceEvaluator(model, new_ops=self.new_ops or None)
+        return ReferenceEvaluator(model, new_ops=[*self.new_ops, *REPAIRED])
 
     def run(
         self, session: ReferenceEvaluator, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool
