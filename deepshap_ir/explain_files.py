@@ -12,6 +12,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from deepshap_ir.errors import InputError
 from deepshap_ir.explainer import DeepExplainer
+from deepshap_ir.explanation import plain_explanations
 from deepshap_ir.graph import Array
 from deepshap_ir.interface import Interface, cut
 from deepshap_ir.load import load_model
@@ -152,7 +153,8 @@ def explain_files(
         rules=choices.rules,
         **settings,
     )
-    found = explainer(rows.arrays, ranked_outputs=choices.top, check_additivity=check)
+    with plain_explanations():
+        found = explainer(rows.arrays, ranked_outputs=choices.top, check_additivity=check)
     explanations = dict(zip(explainer.input_names, found if isinstance(found, list) else [found], strict=True))
     for name, explanation in explanations.items():
         explanation.feature_names = references.feature_names.get(name)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepshap_ir.errors import InputError
+from deepshap_ir.tracks import AxisIndex, Track, Tracks
 
 Array = NDArray[Any]
-AxisIndex = int | slice | list[int]
 
 
 class OutputName(str):
@@ -29,49 +30,6 @@ class OutputName(str):
     def reshape(self, *shape: int) -> Array:
         """The name as an array of one element."""
         return np.array([str(self)]).reshape(*shape)
-
-
-class Track(NamedTuple):
-    """An object and the axes of the attributions that its own axes run along."""
-
-    content: Any
-    axes: tuple[int, ...]
-
-    def take(self, index: Sequence[AxisIndex]) -> Track:
-        """The part of the object at `index`, which has one entry per axis of the attributions."""
-        content = self.content
-        for position, axis in reversed(list(enumerate(self.axes))):
-            part = index[axis]
-            if not isinstance(content, list):
-                content = content[(slice(None),) * position + (part,)]
-            elif isinstance(part, list):
-                content = [content[i] for i in part]
-            else:
-                content = content[part]
-        kept = [axis for axis, part in enumerate(index) if not isinstance(part, int)]
-        return Track(content, tuple(kept.index(axis) for axis in self.axes if axis in kept))
-
-
-class Tracks:
-    """Parallel objects by attribute name, each with its axes; None for a name that is not there.
-
-    It stands where `shap.Explanation` keeps its slicer, so the properties inherited from there read and write it.
-    """
-
-    def __init__(self, tracks: Mapping[str, Track]):
-        self.__dict__["tracks"] = dict(tracks)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        track = self.__dict__["tracks"].get(name)
-        return None if track is None else track.content
-
-    def __setattr__(self, name: str, content: Any) -> None:
-        old = self.__dict__["tracks"].get(name)
-        rank = 0 if content is None or isinstance(content, str) else np.ndim(content)
-        axes = old.axes if old is not None and len(old.axes) == rank else tuple(range(rank))
-        self.__dict__["tracks"][name] = Track(content, axes)
 
 
 class Explanation:
@@ -282,6 +240,19 @@ def _explanation_class() -> type[Explanation]:
     return made
 
 
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_explanations() -> Iterator[None]:
+    """Let `make_explanation` do without shap, whose import takes seconds, where nobody is going to plot with it."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def _restore(
     tracks: Mapping[str, Track],
     output_dims: tuple[int, ...],
@@ -289,7 +260,7 @@ def _restore(
     compute_time: float | None,
     kind: type[Explanation] | None = None,
 ) -> Explanation:
-    kind = kind or _explanation_class()
+    kind = kind or (Explanation if _plain.get() else _explanation_class())
     explanation = kind.__new__(kind)
     Explanation.__init__(explanation, tracks, output_dims)
     explanation.op_history = op_history

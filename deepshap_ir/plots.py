@@ -50,8 +50,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 def plot_result(path: str | os.PathLike[str], result: Result) -> None:
     """Draw `result` into a file, whole or not at all.
 
-    The inputs with one axis of features become bars: of the mean over all samples, and of the first few samples.
-    Those with more become heat maps of the first few samples, over the input. Where the model has several outputs,
+    The inputs with one axis of features become bars: of the mean over all samples, and of a few samples. Those with
+    more become heat maps of a few samples, over the input. Where the model has several outputs,
     the ones of largest ``f(x)`` are shown.
 
     Raises
@@ -87,6 +87,11 @@ def draw(result: Result) -> Figure:
             name, one = next(iter(group.items()))
             _draw_maps(part, result, name, one)
     return figure
+
+
+def shown_samples(rows: int, most: int) -> list[int]:
+    """Positions of at most so many samples, spread evenly over all."""
+    return [int(i) for i in np.linspace(0, rows - 1, min(rows, most)).round()]
 
 
 def kind(explanation: Explanation) -> str:
@@ -132,7 +137,7 @@ def _draw_bars(part: SubFigure, result: Result, flat: dict[str, Explanation]) ->
     data = np.concatenate([one.data.reshape(rows, -1).astype(object) for one in flat.values()], axis=1)
     best = [_top_outputs(result, sample)[0] for sample in range(rows)]
     chosen = values[np.arange(rows), :, best]
-    samples = range(min(rows, MOST_SAMPLES["bars"]))
+    samples = shown_samples(rows, MOST_SAMPLES["bars"])
     panels = part.subplots(1, len(samples) + (rows > 1), squeeze=False)[0]
     if rows > 1:
         what = "" if values.shape[2] == 1 else "\nfor each sample's largest output"
@@ -173,18 +178,18 @@ def _bars(axes: Axes, values: Array, labels: list[str], title: str, unit: str, s
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _map_grid(result: Result, explanation: Explanation) -> tuple[int, int]:
-    """How many samples and outputs are drawn."""
+def _map_grid(result: Result, explanation: Explanation) -> tuple[list[int], int]:
+    """Which samples, and how many outputs, are drawn."""
     outputs = min(result.outputs[0].size, MOST_OUTPUTS)
-    return min(len(result.outputs), MOST_SAMPLES[kind(explanation)]), outputs
+    return shown_samples(len(result.outputs), MOST_SAMPLES[kind(explanation)]), outputs
 
 
 def _map_size(result: Result, explanation: Explanation) -> tuple[float, float]:
     samples, outputs = _map_grid(result, explanation)
     shape = _plane(explanation, explanation.data[0], sequence=kind(explanation) == "sequence").shape
     if kind(explanation) == "image":
-        return max(5.0, 1.8 * (outputs + 1) + 0.8), 0.2 + samples * (1.8 * min(2.0, shape[0] / shape[1]) + 0.42)
-    return 1.0 + 4.4 * (outputs + 1), 0.5 + samples * (0.9 + min(3.0, max(0.9, 0.19 * shape[0])))
+        return max(5.0, 1.8 * (outputs + 1) + 0.8), 0.2 + len(samples) * (1.6 * min(2.0, shape[0] / shape[1]) + 0.42)
+    return 1.0 + 4.4 * (outputs + 1), 0.5 + len(samples) * (0.9 + min(3.0, max(0.9, 0.19 * shape[0])))
 
 
 def _plane(explanation: Explanation, array: Array, sequence: bool) -> Array:
@@ -224,30 +229,32 @@ def _draw_maps(part: SubFigure, result: Result, name: str, explanation: Explanat
 
     sequence = kind(explanation) == "sequence"
     samples, outputs = _map_grid(result, explanation)
-    axes = part.subplots(samples, outputs + 1, squeeze=False)
+    axes = part.subplots(len(samples), outputs + 1, squeeze=False)
     values = explanation.values.reshape(*explanation.data.shape, -1)
-    tops = [_top_outputs(result, sample) for sample in range(samples)]
-    heats = [[_heat(explanation, values[s][..., k], sequence) for k in tops[s]] for s in range(samples)]
+    tops = [_top_outputs(result, sample) for sample in samples]
+    heats = [
+        [_heat(explanation, values[s][..., k], sequence) for k in top] for s, top in zip(samples, tops, strict=True)
+    ]
     limit = float(np.percentile(np.abs(heats), 99.8)) or float(np.abs(heats).max()) or 1.0
-    for sample in range(samples):
+    for row, sample in enumerate(samples):
         plane = _plane(explanation, explanation.data[sample], sequence)
         light = _scaled(plane, sequence)
-        _show(axes[sample, 0], light, sequence)
-        axes[sample, 0].set_title(f"sample {sample}", fontsize=9, loc="left")
-        for column, (output, heat) in enumerate(zip(tops[sample], heats[sample], strict=True), start=1):
-            _show(axes[sample, column], _faint(light, sequence), sequence)
-            axes[sample, column].imshow(
+        _show(axes[row, 0], light, sequence)
+        axes[row, 0].set_title(f"sample {sample}", fontsize=9, loc="left")
+        for column, (output, heat) in enumerate(zip(tops[row], heats[row], strict=True), start=1):
+            _show(axes[row, column], _faint(light, sequence), sequence)
+            axes[row, column].imshow(
                 _coloured(heat / limit), aspect="auto" if sequence else "equal", interpolation="nearest"
             )
-            axes[sample, column].set_title(_output_title(result, sample, output), fontsize=7.5, loc="left")
+            axes[row, column].set_title(_output_title(result, sample, output), fontsize=7.5, loc="left")
         if sequence:
-            _label_sequence(axes[sample], explanation, plane.shape)
+            _label_sequence(axes[row], explanation, plane.shape)
     colours = LinearSegmentedColormap.from_list("attribution", [NEGATIVE, "white", POSITIVE])
     clipped = max(float(np.abs(heat).max()) for row in heats for heat in row) > limit
     bar = part.colorbar(
         ScalarMappable(Normalize(-limit, limit), colours),
         ax=axes,
-        shrink=min(1.0, 1.6 / samples),
+        shrink=min(1.0, 1.6 / len(samples)),
         aspect=18,
         extend="both" if clipped else "neither",
     )

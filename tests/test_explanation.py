@@ -15,7 +15,7 @@ import shap
 
 from deepshap_ir import explanation as module
 from deepshap_ir.errors import InputError
-from deepshap_ir.explanation import Explanation, OutputName, make_explanation
+from deepshap_ir.explanation import Explanation, OutputName, make_explanation, plain_explanations
 
 mpl.use("Agg")
 
@@ -139,6 +139,20 @@ def test_importing_the_package_does_not_import_shap() -> None:
         "import sys, deepshap_ir.explanation; sys.exit(any(n in sys.modules for n in ('shap', 'pandas', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shap_is_left_alone_on_request() -> None:
+    code = """if True:
+        import sys
+        from deepshap_ir.explanation import Explanation, make_explanation, plain_explanations
+        with plain_explanations():
+            explanation = make_explanation([[[1.0]]], [0.0], [[2.0]])
+        sys.exit(type(explanation) is not Explanation or "shap" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with plain_explanations():
+        assert not isinstance(tabular(), shap.Explanation)
+    assert isinstance(tabular(), shap.Explanation)
 
 
 @pytest.mark.usefixtures("has_shap")

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from deepshap_ir import plots
 from deepshap_ir.errors import InputError, MissingDependencyError
 from deepshap_ir.explanation import make_explanation
-from deepshap_ir.plots import check_picture, draw, kind, plot_result
+from deepshap_ir.plots import check_picture, draw, kind, plot_result, shown_samples
 from deepshap_ir.results import Result
 
 OUTPUTS = ["cat", "dog", "emu", "fox"]
@@ -67,6 +67,11 @@ def test_what_is_drawn_follows_from_the_shape(shape: tuple[int, ...], names: Any
     assert kind(explained(shape, feature_names=names)) == expected
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (20, [0, 10, 19])])
+def test_the_samples_that_are_drawn_are_spread(rows: int, expected: list[int]) -> None:
+    assert shown_samples(rows, 3) == expected
+
+
 class TestBars:
     def test_one_sample(self) -> None:
         explanation = make_explanation([[[0.5], [-2.0], [1.0]]], [0.25], [[1.0, 20.0, 3.5]], ["a", "b", "c"], "risk")
@@ -89,7 +94,8 @@ class TestBars:
         assert labels(mean) == [list("abcd")[i] for i in np.argsort(-expected)]
         assert mean.get_title(loc="left") == "mean |attribution|, 7 samples"
         assert len(samples) == plots.MOST_SAMPLES["bars"]
-        np.testing.assert_allclose(sorted(bar_lengths(samples[2])), np.sort(explanation.values[2]))
+        assert samples[2].get_title(loc="left").startswith("sample 6: ")
+        np.testing.assert_allclose(sorted(bar_lengths(samples[2])), np.sort(explanation.values[6]))
 
     def test_the_largest_twenty_add_up_with_the_rest(self) -> None:
         explanation = explained((50,), rows=1)
@@ -124,15 +130,15 @@ class TestMaps:
         explanation = explained((1, 9, 8), 4, rows=8, output_names=OUTPUTS)
         result = result_of(explanation)
         axes: Any = np.array(panels(result)).reshape(plots.MOST_SAMPLES["image"], 1 + plots.MOST_OUTPUTS)
-        order = np.argsort(-result.outputs[3])
+        order = np.argsort(-result.outputs[4])
         titles = [panel.get_title(loc="left").partition("\n")[0] for panel in axes[3]]
-        assert titles == ["sample 3", *(OUTPUTS[k] for k in order[:3])]
+        assert titles == ["sample 4", *(OUTPUTS[k] for k in order[:3])]
         faint, heat = (image.get_array() for image in axes[3, 1].images)
-        values = explanation.values[3, 0, :, :, order[0]]
+        values = explanation.values[4, 0, :, :, order[0]]
         np.testing.assert_array_equal(heat[..., 0] == to_rgb(plots.POSITIVE)[0], values >= 0)
         assert np.corrcoef(heat[..., 3].ravel(), np.abs(values).ravel())[0, 1] > 0.99
         assert faint.min() >= 0.79
-        assert np.abs(np.corrcoef(faint.ravel(), explanation.data[3].ravel())[0, 1]) > 0.99
+        assert np.abs(np.corrcoef(faint.ravel(), explanation.data[4].ravel())[0, 1]) > 0.99
 
     @pytest.mark.parametrize(
         ("shape", "axis"), [((3, 9, 10), 0), ((9, 10, 3), 2), ((5, 9, 10), 0), ((2, 3, 9, 10), (0, 1))]
