@@ -1,7 +1,8 @@
 """Operators that `onnx.reference` computes wrongly or one number at a time, in numpy.
 
-onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool with `ceil_mode` shifts its windows and refuses
-`auto_pad`, Mean does not broadcast; the first two need seconds for a small image.
+onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool and MaxPool shift windows with `ceil_mode` or
+SAME_LOWER, AveragePool refuses `auto_pad`, Mean does not broadcast, GatherElements takes no negative axis and no more
+than 64 elements; Col2Im, ScatterElements and the pools need seconds for a small image.
 """
 
 from __future__ import annotations
@@ -87,23 +88,7 @@ class AveragePool(OpRun):
         kernel = list(kernel_shape or [])
         rank = len(kernel)
         strides, dilations = strides or [1] * rank, dilations or [1] * rank
-        pads = [0] * 2 * rank if auto_pad == "VALID" or not pads else pads
-        padding, out, beyond = [(0, 0), (0, 0)], [], [(0, 0), (0, 0)]
-        for a, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, strides, dilations, strict=True)):
-            span, before, after = (k - 1) * d + 1, pads[a], pads[a + rank]
-            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-                n = -(-size // s)
-                needed = max(0, (n - 1) * s + span - size)
-                before = needed // 2 if auto_pad == "SAME_UPPER" else needed - needed // 2
-                after = needed - before
-            else:
-                rest = size + before + after - span
-                n = (-(-rest // s) if ceil_mode else rest // s) + 1
-                if ceil_mode and (n - 1) * s >= size + before:  # the last window must not begin behind the input
-                    n -= 1
-            padding.append((before, after))
-            beyond.append((0, max(0, (n - 1) * s + span - size - before - after)))
-            out.append(n)
+        padding, beyond, out = _windows(x.shape[2:], kernel, strides, dilations, pads, auto_pad, ceil_mode)
 
         def sums(array: Array) -> Array:
             padded = np.pad(array, beyond)
@@ -117,11 +102,122 @@ class AveragePool(OpRun):
         return (sums(np.pad(x, padding)) / sums(counted),)
 
 
+class MaxPool(OpRun):
+    """The largest of each window and, where wanted, its flat index in the whole of `x`."""
+
+    def _run(
+        self,
+        x: Array,
+        auto_pad: str | None = None,
+        ceil_mode: int | None = None,
+        dilations: Sizes | None = None,
+        kernel_shape: Sizes | None = None,
+        pads: Sequence[int] | None = None,
+        storage_order: int | None = None,
+        strides: Sizes | None = None,
+    ) -> tuple[Array, ...]:
+        kernel = list(kernel_shape or [])
+        rank = len(kernel)
+        strides, dilations = strides or [1] * rank, dilations or [1] * rank
+        padding, beyond, out = _windows(x.shape[2:], kernel, strides, dilations, pads, auto_pad, ceil_mode)
+        numbers = np.arange(x.size)
+        if storage_order:
+            axes = [0, 1, *range(2, x.ndim)[::-1]]
+            numbers = numbers.reshape([x.shape[a] for a in axes]).transpose(np.argsort(axes))
+        numbers = np.pad(np.pad(numbers.reshape(x.shape), padding), beyond)
+        lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        padded = np.pad(np.pad(x, padding, constant_values=lowest), beyond, constant_values=lowest)
+        chosen = [_places(offset, dilations, strides, out) for offset in itertools.product(*map(range, kernel))]
+        values = np.stack([padded[places] for places in chosen])
+        first = values.argmax(0)[None]
+        found = np.take_along_axis(np.stack([numbers[places] for places in chosen]), first, 0)[0]
+        return (np.take_along_axis(values, first, 0)[0], found)[: len(self.onnx_node.output)]
+
+
+class Col2Im(OpRun):
+    """The sum of columns into the image from which windows were cut."""
+
+    def _run(
+        self,
+        data: Array,
+        image_shape: Array,
+        block_shape: Array,
+        dilations: Sizes | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sizes | None = None,
+    ) -> tuple[Array]:
+        sizes, kernel = image_shape.tolist(), block_shape.tolist()
+        rank = len(sizes)
+        strides, dilations = strides or [1] * rank, dilations or [1] * rank
+        padding, _, out = _windows(sizes, kernel, strides, dilations, pads, None, 0)
+        columns = data.reshape(len(data), -1, math.prod(kernel), *out)
+        image = np.zeros((*columns.shape[:2], *(n + a + b for n, (a, b) in zip(sizes, padding[2:], strict=True))))
+        for k, offset in enumerate(itertools.product(*map(range, kernel))):
+            image[_places(offset, dilations, strides, out)] += columns[:, :, k]
+        inside = tuple(slice(a, a + n) for n, (a, _) in zip(sizes, padding[2:], strict=True))
+        return (image[(..., *inside)].astype(data.dtype),)
+
+
+class GatherElements(OpRun):
+    """One element per index along the axis."""
+
+    def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
+        return (np.take_along_axis(data, indices.astype(np.int64), axis or 0),)
+
+
+class ScatterElements(OpRun):
+    """One element per index along the axis, put in or combined with what is there."""
+
+    def _run(
+        self, data: Array, indices: Array, updates: Array, axis: int | None = None, reduction: str | None = None
+    ) -> tuple[Array]:
+        axis, result = (axis or 0) % data.ndim, data.copy()
+        places = list(np.ix_(*map(np.arange, indices.shape)))
+        places[axis] = indices.astype(np.int64)
+        combine = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}.get(reduction or "none")
+        if combine is None:
+            result[tuple(places)] = updates
+        else:
+            combine.at(result, tuple(places), updates)
+        return (result,)
+
+
+def _windows(
+    sizes: Sizes,
+    kernel: Sizes,
+    strides: Sizes,
+    dilations: Sizes,
+    pads: Sequence[int] | None,
+    auto_pad: str | None,
+    ceil_mode: int | None,
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[int]]:
+    """For `numpy.pad` of ``[n, C, *sizes]``: the padding, what windows need behind it; and their number."""
+    rank = len(sizes)
+    pads = [0] * 2 * rank if auto_pad == "VALID" or not pads else pads
+    padding, beyond, out = [(0, 0), (0, 0)], [(0, 0), (0, 0)], []
+    for a, (size, k, s, d) in enumerate(zip(sizes, kernel, strides, dilations, strict=True)):
+        span, before, after = (k - 1) * d + 1, pads[a], pads[a + rank]
+        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            n = -(-size // s)
+            needed = max(0, (n - 1) * s + span - size)
+            before = needed // 2 if auto_pad == "SAME_UPPER" else needed - needed // 2
+            after = needed - before
+        else:
+            rest = size + before + after - span
+            n = (-(-rest // s) if ceil_mode else rest // s) + 1
+            if ceil_mode and (n - 1) * s >= size + before:  # the last window must not begin behind the input
+                n -= 1
+        padding.append((before, after))
+        beyond.append((0, max(0, (n - 1) * s + span - size - before - after)))
+        out.append(n)
+    return padding, beyond, out
+
+
 def _places(offset: Sizes, dilations: Sizes, strides: Sizes, counts: Sizes) -> Any:
     """The index of `counts` positions per trailing dimension, from ``offset * dilation`` in steps of the stride."""
     chosen = zip(offset, dilations, strides, counts, strict=True)
     return (..., *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in chosen))
 
 
-REPAIRED: list[type[OpRun]] = [Mean, ConvTranspose, AveragePool]
+REPAIRED: list[type[OpRun]] = [Mean, ConvTranspose, AveragePool, MaxPool, Col2Im, GatherElements, ScatterElements]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""
