@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -161,6 +162,7 @@ class Evaluator:
     memory_limit: int
     progress: bool | None = None
     sessions: dict[str, Any] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int, int], dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sessions = {name: self.backend.load(p.model) for name, p in self.plan.programs().items() if p.outputs}
@@ -227,19 +229,32 @@ class Evaluator:
 
     def pieces(self, k: int, n: int, b: int) -> dict[str, int]:
         """Length of a piece along each batch axis, from the liveness of the programs and the memory limit."""
-        explain = self.plan.explain
+        if (k, n, b) not in self._pieces:
+            self._pieces[k, n, b] = self._cut(k, n, b)
+        return self._pieces[k, n, b]
+
+    def _cut(self, k: int, n: int, b: int) -> dict[str, int]:
+        def peak(sizes: Mapping[str, int]) -> int:
+            return max(program.peak_bytes(sizes) for program in self.plan.programs().values())
+
+        budget = self.memory_limit // 2  # onnxruntime's workspaces and fragmentation take the other half
         sizes = {OUTPUT: k, SAMPLE: 1, BACKGROUND: min(b, REFERENCES_PER_SUM)}
-        budget = self.memory_limit // 2
-        while explain.peak_bytes(sizes) > budget and max(sizes.values()) > 1:
+        while peak(sizes) > budget and max(sizes.values()) > 1:
             axis = BACKGROUND if sizes[BACKGROUND] >= sizes[OUTPUT] else OUTPUT
             sizes[axis] = math.ceil(sizes[axis] / 2)
+        if peak(sizes) > self.memory_limit:
+            warnings.warn(
+                f"one triple of sample, reference and output takes {peak(sizes):,} bytes, more than "
+                f"memory_limit={self.memory_limit:,}; it is run all the same",
+                stacklevel=2,
+            )
         sizes[BACKGROUND] = _even(b, sizes[BACKGROUND])
-        if not explain.steps:
+        if not self.plan.explain.steps:
             return sizes
-        widest = explain.widest()
+        widest = self.plan.explain.widest()
         while sizes[SAMPLE] < n:
             more = sizes | {SAMPLE: min(n, 2 * sizes[SAMPLE])}
-            if explain.peak_bytes(more) > budget or nbytes(widest, more) > CACHE_BYTES:
+            if peak(more) > budget or nbytes(widest, more) > CACHE_BYTES:
                 break
             sizes = more
         sizes[SAMPLE] = _even(n, sizes[SAMPLE])

@@ -6,11 +6,11 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from deepshap_ir.attribution import Attributions, Layout, gather
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
@@ -24,9 +24,6 @@ from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
 
 TOLERANCE = 1e-4
 """Largest gap of the sum, relative to the largest of |f(x)|, mean |f(x0)| and the mean sum of |contributions|."""
-SEED_BYTES = 1 << 26
-"""Outputs are explained in blocks whose seeds take at most this."""
-ORDERS: dict[str, Callable[[Array], Array]] = {"max": np.negative, "min": np.positive, "max_abs": lambda y: -np.abs(y)}
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,7 @@ class DeepExplainer:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the explained output for one example; ``(1,)`` for a number."""
-        shape = self.graph.shapes[self.output_name]
-        return (shape[1:] if shape[:1] == (1,) else shape) or (1,)
+        return self._layout.output_shape
 
     @property
     def expected_value(self) -> Array | None:
@@ -197,7 +193,7 @@ class DeepExplainer:
         InputError, NonFiniteError, AdditivityError
         """
         found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=False)
-        values = found.values[0] if len(found.values) == 1 and not self._listed(X) else found.values
+        values = found.values[0] if len(found.values) == 1 and not _is_listed(X) else found.values
         return values if ranked_outputs is None else (values, found.ranks)
 
     def __call__(
@@ -236,70 +232,61 @@ class DeepExplainer:
 
         ``<m_y, dy> - sum_i <m_xi, dx_i>``: what the node fails to hand on. They add up to the gap of the whole.
         """
-        arrays, n = self._read(X)
-        evaluator = self._evaluator(ledger=True)
-        rows, n_references = self._evaluate(evaluator, arrays, n, self._seeds())
-        k = int(np.prod(self.output_shape))
-        return {
-            role[1]: (np.broadcast_to(total, (k, n)) / n_references).T.reshape(n, *self.output_shape)
-            for role, total in rows.sums.items()
-            if role[0] == "residual"
-        }
-
-    # --- reading -------------------------------------------------------------------------------------------------
+        samples, n = self._read(X)
+        layout = self._layout
+        parts, count = self._evaluate(self._evaluator(ledger=True), samples, layout.seeds())
+        residuals = {}
+        for _, name in (role for role in parts[0].sums if role[0] == "residual"):
+            found = [part.sums["residual", name] for part in parts]
+            outputs = np.concatenate([np.broadcast_to(a, (len(a), n)) for a in found])
+            residuals[name] = (outputs.T / count).reshape(n, *layout.output_shape)
+        return residuals
 
     def _require(self) -> Imported:
         if self._imported is None:
             raise InputError("the references are a function: explain some samples first, as they fix the shapes")
         return self._imported
 
+    @property
+    def _layout(self) -> Layout:
+        imported = self._require()
+        return Layout(imported.graph, imported.output)
+
     def _import(self, background: Any) -> None:
-        keep = [*self.at]
-        self._imported = import_model(
-            self.model, background, keep=keep, **self._settings, rewrite=lambda g, p: rewrite(g, p, self._resolver)
+        imported = import_model(
+            self.model,
+            background,
+            keep=self.at,
+            **self._settings,
+            rewrite=lambda graph, protected: rewrite(graph, protected, self._resolver),
         )
         if self.precision == "float64":
-            self._imported = replace(self._imported, graph=self._imported.graph.astype(np.float64))
-        self._references = {
-            name: self._rows(name, array.astype(self.graph.dtypes[name]))
-            for name, array in self._imported.background.items()
-            if name in self._imported.explained
-        }
+            imported = replace(imported, graph=imported.graph.astype(np.float64))
+        self._imported = imported
 
-    def _rows(self, name: str, array: Array) -> Array:
-        """``[N, *shape for one example]`` from an array as users lay it out."""
-        axis = self.graph.batch_axes[name]
-        return array if axis is None else np.expand_dims(np.moveaxis(array, axis, 0), axis + 1)
-
-    def _features(self, name: str, array: Array) -> Array:
-        """``[..., *features]`` from ``[..., *shape for one example]``: without the batch axis."""
-        shape = self.graph.shapes[name]
-        axis = self.graph.batch_axes.get(name, 0 if shape[:1] == (1,) else None)
-        return array if axis is None else np.squeeze(array, axis - len(shape))
-
-    def _listed(self, data: Any) -> bool:
-        return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
+    @property
+    def _references(self) -> dict[str, Array]:
+        """The background by input name, ``[B, *shape]``."""
+        imported, layout = self._require(), self._layout
+        return {name: layout.rows(name, imported.background[name]) for name in imported.explained}
 
     def _read(self, X: Any) -> tuple[dict[str, Array], int]:  # noqa: N803
+        """Samples by input name, ``[N, *shape]``, and their number."""
         if self._imported is None:
             self._import(self.data(_first_sample(X)))
-        imported = self._require()
-        arrays, n = imported.read(X)
-        dtypes = self.graph.dtypes
-        return {name: self._rows(name, a.astype(dtypes[name], copy=False)) for name, a in arrays.items()}, n
+        arrays, n = self._require().read(X)
+        return {name: self._layout.rows(name, a) for name, a in arrays.items()}, n
 
     def _own_references(self, samples: Mapping[str, Array]) -> Callable[[int], dict[str, Array]]:
         """A function from a sample's position to its references by input name, ``[B, *shape]``."""
-        imported = self._require()
+        imported, layout = self._require(), self._layout
 
         def references(i: int) -> dict[str, Array]:
-            given = self.data([self._features(name, samples[name][i]) for name in imported.explained])
+            given = self.data([layout.features(name, samples[name][i]) for name in imported.explained])
             arrays, _ = imported.read(given, f"references of sample {i}")
-            return {name: self._rows(name, a.astype(self.graph.dtypes[name])) for name, a in arrays.items()}
+            return {name: layout.rows(name, arrays[name]) for name in imported.explained}
 
         return references
-
-    # --- running -------------------------------------------------------------------------------------------------
 
     def _evaluator(self, ranked: bool = False, details: bool = False, ledger: bool = False) -> Evaluator:
         key = (ranked, details, ledger)
@@ -321,42 +308,28 @@ class DeepExplainer:
                 stacklevel=4,
             )
             self._imported = replace(imported, graph=imported.graph.astype(np.float32))
-            self._references = {name: a.astype(self.graph.dtypes[name]) for name, a in self._references.items()}
             return Evaluator(self._plan(ranked, details, ledger), self._backend(), self.memory_limit, self.progress)
 
     def _backend(self) -> Backend:
         return Reference() if self._backend_name == "reference" else OnnxRuntime(self._providers, self._threads)
 
     def _plan(self, ranked: bool, details: bool, ledger: bool) -> Plan:
+        own = callable(self.data)
+        arguments = self._plan_arguments()
+        return build_plan(self.graph, **arguments, ranked=ranked, details=details, ledger=ledger, own_references=own)
+
+    def _plan_arguments(self) -> dict[str, Any]:
         imported = self._require()
-        return build_plan(
-            imported.graph,
-            self._resolver,
-            explained=imported.explained,
-            at=self.at,
-            hold=imported.held,
-            own_references=callable(self.data),
-            ranked=ranked,
-            details=details,
-            ledger=ledger,
-        )
+        return {"resolver": self._resolver, "explained": imported.explained, "hold": imported.held, "at": self.at}
 
-    def _seeds(self) -> Array:
-        shape = self.graph.shapes[self.output_name]
-        k = int(np.prod(shape))
-        return np.eye(k, dtype=self._seed_dtype).reshape(k, *shape)
-
-    @cached_property
-    def _seed_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float64 if self.graph.dtypes[self.output_name] == np.float64 else np.float32)
-
-    def _evaluate(self, evaluator: Evaluator, samples: Mapping[str, Array], n: int, seeds: Array) -> tuple[Rows, int]:
-        if not callable(self.data):
-            count = self._require().rows
-            return evaluator.evaluate(samples, self._references, seeds, count), count
-        references = self._own_references(samples)
-        count = len(next(iter(references(0).values())))
-        return evaluator.evaluate(samples, references, seeds, count), count
+    def _evaluate(
+        self, evaluator: Evaluator, samples: Mapping[str, Array], blocks: Sequence[Array]
+    ) -> tuple[list[Rows], int]:
+        """Sums for each block of seeds, and the number of references."""
+        references: Any = self._own_references(samples) if callable(self.data) else self._references
+        first = references(0) if callable(references) else references
+        count = len(next(iter(first.values())))
+        return [evaluator.evaluate(samples, references, seeds, count) for seeds in blocks], count
 
     def _explain(
         self,
@@ -365,159 +338,38 @@ class DeepExplainer:
         order: str,
         check_additivity: bool,
         details: bool,
-    ) -> _Found:
+    ) -> Attributions:
         samples, n = self._read(X)
-        k = int(np.prod(self.output_shape))
-        ranks = None
+        layout, ranks = self._layout, None
+        ranked = ranked_outputs is not None
         if ranked_outputs is not None:
-            ranks = self._ranks(samples, n, ranked_outputs, order)
-            seeds = np.zeros((ranks.shape[1], n, k), self._seed_dtype)
-            np.put_along_axis(seeds, ranks.T[:, :, None], 1, axis=2)
-            seeds = seeds.reshape(ranks.shape[1], n, *self.graph.shapes[self.output_name])
-            blocks = [seeds]
-        else:
-            step = max(1, SEED_BYTES // (8 * k))
-            eye = np.eye(k, dtype=self._seed_dtype) if k <= step else None
-            shape = self.graph.shapes[self.output_name]
-            blocks = [
-                (eye if eye is not None else np.eye(min(step, k - s), k, s, self._seed_dtype)).reshape(-1, *shape)
-                for s in range(0, k, step)
-            ]
-        evaluator = self._evaluator(ranked_outputs is not None, details)
-        parts = [self._evaluate(evaluator, samples, n, seeds) for seeds in blocks]
-        found = self._gather(parts, n, ranks, samples)
-        self._check_finite(found, samples)
-        if check_additivity:
-            self._check_additivity(found, X, samples, n, blocks, ranks)
-        if callable(self.data) or evaluator.plan.per_pair_base:
+            ranks = layout.ranks(self._evaluator(ranked=True).outputs(samples), ranked_outputs, order)
+        blocks = layout.seeds() if ranks is None else layout.ranked_seeds(ranks)
+        places = self.input_names
+        bypassing = [name for name in self._require().explained if name not in places]
+
+        def attributions(details: bool) -> Attributions:
+            parts, count = self._evaluate(self._evaluator(ranked, details), samples, blocks)
+            return gather(layout, parts, count, samples, n, places, bypassing, ranks)
+
+        found = attributions(details)
+        if not found.finite().all():
+            self._refuse_non_finite(samples, int(np.argmin(found.finite())))
+        if check_additivity and (found.gap() > TOLERANCE * found.scale()).any():
+            found = found if details else attributions(details=True)
+            if (found.gap() > TOLERANCE * found.scale()).any():
+                gap, scale = found.gap(), found.scale()
+                raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, self.ledger(X)))
+        if callable(self.data) or self._evaluator().plan.per_pair_base:
             self._expected = found.base
         return found
 
-    def _ranks(self, samples: Mapping[str, Array], n: int, ranked_outputs: int, order: str) -> Array:
-        if order not in ORDERS:
-            raise InputError(f"output_rank_order={order!r}: choose {', '.join(map(repr, ORDERS))}")
-        k = int(np.prod(self.output_shape))
-        if not 1 <= ranked_outputs <= k:
-            raise InputError(f"ranked_outputs={ranked_outputs}: the model has {k} outputs")
-        y = self._evaluator(ranked=True).outputs(samples).reshape(n, k)
-        return np.argsort(ORDERS[order](y), axis=1, kind="stable")[:, :ranked_outputs]
-
-    def _gather(
-        self, parts: Sequence[tuple[Rows, int]], n: int, ranks: Array | None, samples: Mapping[str, Array]
-    ) -> _Found:
-        """The evaluator's sums as users see them."""
-        b = parts[0][1]
-        places = self.input_names
-        shape = self.output_shape if ranks is None else (ranks.shape[1],)
-        k = int(np.prod(shape))
-
-        def total(role: str, name: str) -> Array:
-            example = self.graph.shapes[name]
-            pieces = [
-                np.broadcast_to(rows.sums[role, name], (len(rows.sums[role, name]), n, *example))
-                for rows, _ in parts
-                if (role, name) in rows.sums
-            ]
-            stacked = np.concatenate(pieces) if pieces else np.zeros((k, n, *example))
-            by_feature = np.moveaxis(self._features(name, stacked), 0, -1)
-            return by_feature.reshape(*by_feature.shape[:-1], *shape)
-
-        rows = parts[0][0]
-        outputs = int(np.prod(self.output_shape))
-        output = np.broadcast_to(rows.output, (n, *rows.output.shape[-len(self.graph.shapes[self.output_name]) :]))
-        output = output.reshape(n, outputs)
-        base = rows.base.reshape(-1, outputs)
-        magnitude = rows.base_magnitude.reshape(-1, outputs)
-        base, magnitude = np.broadcast_to(base, (n, outputs)), np.broadcast_to(magnitude, (n, outputs))
-        if ranks is not None:
-            output, base, magnitude = (np.take_along_axis(a, ranks, 1) for a in (output, base, magnitude))
-        values = [total("sum", name) / b for name in places]
-        bypassing = [name for name in self._require().explained if name not in places]
-        unattributed = None
-        if bypassing:
-            unattributed = sum(_sum_features(total("sum", name) / b, len(shape)) for name in bypassing)
-        errors = absolute = None
-        if any(role[0] == "squares" for role in rows.sums):
-            absolute = sum(_sum_features(total("absolute", name) / b, len(shape)) for name in (*places, *bypassing))
-            if b > 1:
-                variance = [
-                    np.maximum(total("squares", name) / b - v**2, 0) / (b - 1)
-                    for name, v in zip(places, values, strict=True)
-                ]
-                errors = [np.sqrt(v) for v in variance]
-        data = [self._features(name, samples.get(name, rows.sums.get(("place", name)))) for name in places]
-        return _Found(
-            values,
-            output.reshape(n, *shape),
-            base.reshape(n, *shape),
-            magnitude.reshape(n, *shape),
-            data,
-            ranks,
-            errors,
-            unattributed,
-            absolute,
-        )
-
-    # --- checking ------------------------------------------------------------------------------------------------
-
-    def _check_finite(self, found: _Found, samples: Mapping[str, Array]) -> None:
-        arrays = [found.output, found.base, *found.values]
-        if all(np.isfinite(a).all() for a in arrays):
-            return
-        bad = next(a for a in arrays if not np.isfinite(a).all())
-        row = int(np.argwhere(~np.isfinite(bad))[0][0])
-        one = {name: a[row : row + 1] if self.graph.batch_axes[name] is not None else a for name, a in samples.items()}
+    def _refuse_non_finite(self, samples: Mapping[str, Array], row: int) -> None:
+        """Raise the error that names what is not finite at a sample."""
+        axes = self.graph.batch_axes
+        one = {name: a[row : row + 1] if axes[name] is not None else a for name, a in samples.items()}
         references = self._own_references(samples)(row) if callable(self.data) else self._references
         raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, references, row))
-
-    def _plan_arguments(self) -> dict[str, Any]:
-        imported = self._require()
-        return {"resolver": self._resolver, "explained": imported.explained, "hold": imported.held, "at": self.at}
-
-    def _check_additivity(
-        self,
-        found: _Found,
-        X: Any,  # noqa: N803
-        samples: Mapping[str, Array],
-        n: int,
-        blocks: Sequence[Array],
-        ranks: Array | None,
-    ) -> None:
-        gap = found.gap()
-        scale = np.maximum(np.abs(found.output), found.base_magnitude)
-        if found.absolute is not None:
-            scale = np.maximum(scale, found.absolute)
-        if (gap <= TOLERANCE * scale).all():
-            return
-        if found.absolute is None:
-            evaluator = self._evaluator(ranks is not None, details=True)
-            detailed = self._gather([self._evaluate(evaluator, samples, n, s) for s in blocks], n, ranks, samples)
-            self._check_additivity(detailed, X, samples, n, blocks, ranks)
-            return
-        raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, self.ledger(X)))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Attributions and what is checked of them; N samples, outputs as the caller asked for them."""
-
-    values: list[Array]
-    output: Array
-    base: Array
-    base_magnitude: Array
-    data: list[Any]
-    ranks: Array | None
-    errors: list[Array] | None
-    unattributed: Array | None
-    absolute: Array | None
-
-    def gap(self) -> Array:
-        """``|sum of attributions - (f(x) - E f)|``, ``[N, *outputs]``."""
-        outputs = self.output.ndim - 1
-        total = sum(_sum_features(v, outputs) for v in self.values)
-        if self.unattributed is not None:
-            total = total + self.unattributed
-        return np.asarray(np.abs(total - (self.output - self.base)))
 
 
 def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
@@ -527,14 +379,13 @@ def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Grap
     return canonicalise(graph, protected | own)
 
 
-def _sum_features(values: Array, outputs: int) -> Array:
-    """``[N, *outputs]`` from ``[N, *features, *outputs]``."""
-    return np.asarray(values.sum(axis=tuple(range(1, values.ndim - outputs))))
+def _is_listed(data: Any) -> bool:
+    return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
 
 
 def _first_sample(data: Any) -> list[Any]:
     arrays = list(data.values()) if isinstance(data, Mapping) else data
-    if isinstance(arrays, list | tuple) and arrays and all(hasattr(a, "__array__") for a in arrays):
+    if _is_listed(arrays):
         return [np.asarray(a)[0] for a in arrays]
     return [np.asarray(arrays)[0]]
 

@@ -68,10 +68,11 @@ class Plan:
     Attributes
     ----------
     background, sample, explain : the three programs.
-    result : role -> value among the programs' outputs. Per attributed value `v`: ``("sum", v)``, and with details
-        ``("squares", v)`` and ``("absolute", v)``, sums over the background of the contributions, their squares and
-        magnitudes, ``[K, N, *shape]``, ``("place", v)``, its value at the samples; ``("output",)`` and ``("base",)``: the explained output at samples, and at
-        references (summed over the background where it is computed per pair); ``("residual", node)``.
+    result : role -> value among the programs' outputs. Of each attributed value `v`, summed over the background:
+        ``("sum", v)``, the contributions, ``[K, N, *shape]``; with details ``("squares", v)``, ``("absolute", v)``,
+        their squares and magnitudes, and ``("place", v)``, the value itself at the samples. ``("output",)`` and
+        ``("base",)``: the explained output at samples and at references (summed over the background where it is
+        computed per pair). ``("residual", node)``.
     per_pair_base : whether the base value depends on the sample, as it does with held inputs or own references.
     """
 
