@@ -187,7 +187,7 @@ def check_rule(
         single = Runner(graph.astype(np.float32), resolver, OnnxRuntime())
         got = single.multipliers(samples, references, seeds)
         _finite(got, what + " in float32")
-        deltas = [x[:, None] - x0[None] for x, x0 in zip(samples, references, strict=True)]
+        deltas = [_delta(x, x0) for x, x0 in zip(samples, references, strict=True)]
         float32_error = max(_relative(g * d, m * d) for g, m, d in zip(got, ms, deltas, strict=True))
         assert float32_error <= float32_tolerance, (
             f"{what}: onnxruntime's float32 contributions are {float32_error:.3g} away from the reference's (law 5)"
@@ -251,6 +251,11 @@ def _finite(ms: Sequence[Array], what: str) -> None:
         assert np.isfinite(m).all(), f"{what}: the multiplier of varying input {i} is not finite (law 2)"
 
 
+def _delta(samples: Array, references: Array) -> Array:
+    """``x - x0`` of every pair, as numbers."""
+    return samples[:, None].astype(np.float64) - references[None].astype(np.float64)
+
+
 def _relative(got: Array, expected: Array) -> float:
     scale = max(float(np.abs(expected).max(initial=0.0)), 1e-30)
     return float(np.abs(got - expected).max(initial=0.0)) / scale
@@ -263,7 +268,7 @@ def _sum_to_delta(
     expected = np.einsum("kp,nbp->knb", seeds.reshape(len(seeds), -1), delta.reshape(*delta.shape[:2], -1))
     total, size = np.zeros_like(expected), np.abs(expected)
     for m, x, x0 in zip(ms, samples, references, strict=True):
-        part = (m * (x[:, None] - x0[None])).reshape(*expected.shape, -1)
+        part = (m * _delta(x, x0)).reshape(*expected.shape, -1)
         total += part.sum(-1)
         size = np.maximum(size, np.abs(part).sum(-1))
     return float(np.abs(total - expected).max() / max(size.max(), 1e-30))
