@@ -324,6 +324,10 @@ class Emitter:
         types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]] | None = None,
     ) -> tuple[Value, ...]:
         """Record one operator on values; `types`, (shape, dtype) of each output, replaces inference where given."""
+        if not domain and op_type in BROADCASTING and op_type != "PRelu":
+            inputs = self._unexpanded(inputs)
+        if not domain and op_type == "Mul":
+            inputs = self._regrouped(inputs)
         key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
         if key not in self._known:
             folded = self._fold(op_type, domain, inputs, attributes, outputs)
@@ -356,6 +360,36 @@ class Emitter:
             known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n}
         found = [known[n] for n in graph.outputs]
         return [value for value in found if value is not None]
+
+    def _unexpanded(self, inputs: Sequence[Value | None]) -> list[Value | None]:
+        """Operands as they were before an Expand that the operator's own broadcasting makes superfluous."""
+        values = list(inputs)
+        shapes = [v.shape if v is not None else () for v in values]
+        for k, value in enumerate(values):
+            step = self.by_output.get(value.name) if value is not None else None
+            source = step.inputs[0] if step is not None and step.op_type == "Expand" else None
+            if source is not None:
+                others = [*shapes[:k], source.shape, *shapes[k + 1 :]]
+                try:
+                    same = np.broadcast_shapes(*others) == np.broadcast_shapes(*shapes)
+                except ValueError:  # the operator does not fit its operands; _infer says so
+                    same = False
+                if same:
+                    values[k], shapes = source, others
+        return values
+
+    def _regrouped(self, inputs: Sequence[Value | None]) -> Sequence[Value | None]:
+        """``(m q) b`` as ``m (q b)`` where only `m` varies over the outputs, so that ``q b`` is computed once."""
+        for product, b in (inputs, inputs[::-1]):
+            if product is None or b is None or OUTPUT not in product.axes or OUTPUT in b.axes or not b.axes:
+                continue
+            step = self.by_output.get(product.name)
+            if step is None or step.op_type != "Mul":
+                continue
+            for m, q in (step.inputs, step.inputs[::-1]):
+                if m is not None and q is not None and OUTPUT in m.axes and OUTPUT not in q.axes:
+                    return [m, self.Mul(q, b)]
+        return inputs
 
     def _name(self, prefix: str) -> str:
         self._count += 1
