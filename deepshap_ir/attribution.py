@@ -77,7 +77,8 @@ class Layout:
             raise InputError(f"output_rank_order={order!r}: choose {', '.join(map(repr, ORDERS))}")
         if not 1 <= wanted <= self.n_outputs:
             raise InputError(f"ranked_outputs={wanted}: the model has {self.n_outputs} outputs")
-        return np.argsort(ORDERS[order](y.reshape(-1, self.n_outputs)), axis=1, kind="stable")[:, :wanted]
+        order_of: Array = np.argsort(ORDERS[order](y.reshape(-1, self.n_outputs)), axis=1, kind="stable")
+        return order_of[:, :wanted]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Attributions:
     def finite(self) -> Array:
         """Whether all numbers of a sample are finite, ``[N]``."""
         arrays = (self.output, self.base, *self.values)
-        return np.all([np.isfinite(a).reshape(len(a), -1).all(1) for a in arrays], axis=0)
+        return np.asarray(np.all([np.isfinite(a).reshape(len(a), -1).all(1) for a in arrays], axis=0))
 
 
 def gather(

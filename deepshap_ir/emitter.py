@@ -9,9 +9,10 @@ of ``output < sample < background``. `deepshap_ir.batching` turns steps into ONN
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, cast, overload
 
 import numpy as np
 import onnx
@@ -228,6 +229,16 @@ class Value:
 Operand = Value | ArrayLike
 
 
+class Operator(Protocol):
+    """``op.Relu``: emits one operator; a tuple where ``outputs=n`` is given."""
+
+    @overload
+    def __call__(self, *inputs: Operand | None, outputs: None = None, **attributes: Any) -> Value: ...
+
+    @overload
+    def __call__(self, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One operator for one example: its operands (None where absent), results and Python attributes."""
@@ -270,16 +281,20 @@ class Emitter:
         self._constants: dict[Any, Value] = {}
         self._count = 0
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Operator:
         if not op_type[0].isupper():
             raise AttributeError(op_type)
+        return cast(Operator, partial(self.call, op_type))
 
-        def emit(*inputs: Operand | None, outputs: int | None = None, **attributes: Any) -> Any:
-            return self.call(op_type, *inputs, outputs=outputs, **attributes)
+    @overload
+    def call(self, operator: str, *inputs: Operand | None, outputs: None = None, **attributes: Any) -> Value: ...
 
-        return emit
+    @overload
+    def call(self, operator: str, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]: ...
 
-    def call(self, operator: str, *inputs: Operand | None, outputs: int | None = None, **attributes: Any) -> Any:
+    def call(
+        self, operator: str, *inputs: Operand | None, outputs: int | None = None, **attributes: Any
+    ) -> Value | tuple[Value, ...]:
         """Emit ``"OpType"`` or ``"domain::OpType"``; a `Value`, or a tuple of them where ``outputs=n`` is given."""
         domain, _, op_type = operator.rpartition("::")
         values = self._operands(inputs)

@@ -130,7 +130,7 @@ def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], res
 
 def _has_body(node: Node) -> bool:
     try:
-        schema = onnx.defs.get_schema(node.op_type, node.version, node.domain)
+        schema: Any = onnx.defs.get_schema(node.op_type, node.version, node.domain)
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
@@ -138,7 +138,7 @@ def _has_body(node: Node) -> bool:
 
 def standard_body(node: Node, graph: Graph, op: Emitter, xs: list[Value | None]) -> list[Value | None]:
     """Emit the function body that the ONNX standard gives for `node`."""
-    schema = onnx.defs.get_schema(node.op_type, node.version, node.domain)
+    schema: Any = onnx.defs.get_schema(node.op_type, node.version, node.domain)
     attributes = {
         n: helper.get_attribute_value(a.default_value) for n, a in schema.attributes.items() if a.default_value.type
     }

@@ -118,7 +118,7 @@ class DeepExplainer:
             raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
         self.model = model
         self.data = data
-        self._settings = {"output": output, "inputs": inputs, "hold": hold, "batch_axes": batch_axes}
+        self._settings: dict[str, Any] = {"output": output, "inputs": inputs, "hold": hold, "batch_axes": batch_axes}
         self.at = tuple([at] if isinstance(at, str) else at or ())
         self._resolver = Resolver([rule_set(rules)], options)
         self.precision = precision

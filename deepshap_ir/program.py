@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from deepshap_ir.batching import Lowering, dimension
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
@@ -148,7 +148,7 @@ def build_plan(
         result["base",] = op.sum_over(y0, BACKGROUND)
     bypassing = [name for name in explained if name not in places and name in found]
     if everywhere:
-        wanted = {("multiplier", name): m for name, m in reversed(found.items())}
+        wanted: dict[tuple[str, ...], Value] = {("multiplier", name): m for name, m in reversed(found.items())}
         return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base)
     for name in (*places, *bypassing):
         x, x0 = known[name]
@@ -247,6 +247,6 @@ def _program(op: Emitter, steps: Sequence[Step], outputs: Sequence[Value]) -> Pr
     return Program(model, tuple(steps), tuple(inputs), tuple(outputs), dimensions)
 
 
-def _info(name: str, value: Value) -> object:
-    shape = [*(f"size_of_{axis}" for axis in value.axes), *value.shape]
+def _info(name: str, value: Value) -> ValueInfoProto:
+    shape: list[str | int | None] = [*(f"size_of_{axis}" for axis in value.axes), *value.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)

@@ -184,8 +184,8 @@ def check_rule(
         )
     float32_error = None
     if onnxruntime:
-        single = Runner(graph.astype(np.float32), resolver, OnnxRuntime())
-        got = single.multipliers(samples, references, seeds)
+        in_float32 = Runner(graph.astype(np.float32), resolver, OnnxRuntime())
+        got = in_float32.multipliers(samples, references, seeds)
         _finite(got, what + " in float32")
         deltas = [_delta(x, x0) for x, x0 in zip(samples, references, strict=True)]
         float32_error = max(_relative(g * d, m * d) for g, m, d in zip(got, ms, deltas, strict=True))
