@@ -466,12 +466,14 @@ def leading(low: Lowering, step: Step) -> None:
 def own_batch(low: Lowering, step: Step) -> None:
     """Merge the axes into the operator's own batch dimension, run, and split them again."""
     x = operand(step)
-    if not only_first(step) or (step.op_type == "MaxPool" and len(step.outputs) > 1):
+    if not only_first(step):
         row_by_row(low, step)
         return
     names = [low.merged(x, x.axes), *(low.name(v) for v in step.inputs[1:])]
     run = [v.name if 0 in v.shape else f"{v.name}_merged" for v in step.outputs]
     low.nodes.append(onnx_node(step.op_type, step.domain, names, run, step.attributes))
+    if step.op_type == "MaxPool" and len(run) > 1:  # Indices count over the whole batch
+        run[1] = low.node("Mod", [run[1], low.integers([x.size])])
     for name, value in zip(run, step.outputs, strict=True):
         low.reshape(name, x.axes, value.shape, value.name)
 
