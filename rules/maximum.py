@@ -45,7 +45,7 @@ def reduced_extreme(ctx: Context, m: Sequence[Value]) -> Value:
     op, shape = ctx.op, ctx.shape()
     reduced = _axes(ctx)
     if int(np.prod([shape[a] for a in reduced])) == 1:
-        return op.Reshape(m[0], list(shape))  # type: ignore[no-any-return]
+        return op.Reshape(m[0], list(shape))
     order = [a for a in range(len(shape)) if a not in reduced] + reduced
     kept = [shape[a] for a in order[: len(shape) - len(reduced)]]
 
@@ -57,7 +57,7 @@ def reduced_extreme(ctx: Context, m: Sequence[Value]) -> Value:
 
     factor = multipliers_of_max(ctx, flat(ctx.x()), flat(ctx.x0()))
     result: Value = op.Reshape(factor * op.Reshape(m[0], [*kept, 1]), [shape[a] for a in order])
-    return result if order == sorted(order) else op.Transpose(result, perm=np.argsort(order).tolist())  # type: ignore[no-any-return]
+    return result if order == sorted(order) else op.Transpose(result, perm=np.argsort(order).tolist())
 
 
 def uses_shapley(ctx: Context, option: str = "max", default: str = "shapley") -> bool:
@@ -121,7 +121,7 @@ def shapley_of_max(x: Value, x0: Value) -> Value:
 def _share(x: Value, x0: Value, other: Value) -> Value:
     """``(max(x, c) - max(x0, c)) / (x - x0)`` with ``c = other``, in [0, 1]."""
     op = x.op
-    return op.Clip(op.Max(x - other, x0 - other) / (abs(x - x0) + TINY), 0.0, 1.0)  # type: ignore[no-any-return]
+    return op.Clip(op.Max(x - other, x0 - other) / (abs(x - x0) + TINY), 0.0, 1.0)
 
 
 def _of_two(xs: Sequence[Value], x0s: Sequence[Value], fixed: Sequence[Value]) -> list[Value]:
@@ -141,7 +141,7 @@ def _of_stack(ctx: Context, xs: Sequence[Value], x0s: Sequence[Value]) -> list[V
 
     def stack(values: Sequence[Value]) -> Value:
         columns = [op.Unsqueeze(v if v.shape == shape else op.Expand(v, list(shape)), [-1]) for v in values]
-        return op.Concat(*columns, axis=-1)  # type: ignore[no-any-return]
+        return op.Concat(*columns, axis=-1)
 
     factor = multipliers_of_max(ctx, stack(xs), stack(x0s))
     return [op.Gather(factor, op.constant(np.array(k)), axis=-1) for k in range(len(xs))]
