@@ -13,9 +13,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deepshap_ir import __version__
 from deepshap_ir.errors import DeepShapError, InputError
 
 MOST_LINES = 6
+OPTIONS = {
+    "check_additivity=False": "--no-check",
+    "precision='float64'": "--precision float64",
+    "with output=": "with --output",
+    "inputs=[name]": "--input NAME",
+    "hold=[name]": "--hold NAME",
+}
+"""Arguments of Python, as messages advise them, and what they are here."""
 
 
 class Commands(TyperGroup):
@@ -33,8 +42,11 @@ class Commands(TyperGroup):
 
 
 def one_line(message: str) -> str:
-    """A message of several lines in one, without the middle of a long list."""
+    """A message of several lines in one, without the middle of a long list, for readers of the command line."""
+    for argument, option in OPTIONS.items():
+        message = message.replace(argument, option)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    lines = [line if line[-1] in ".:;,!?" else f"{line};" for line in lines[:-1]] + lines[-1:]
     if len(lines) > MOST_LINES:
         left_out = len(lines) - MOST_LINES + 1
         lines = [*lines[: MOST_LINES - 2], f"... {left_out} more ...", lines[-1]]
@@ -93,9 +105,7 @@ class Demo(StrEnum):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"deepshap-ir {version('deepshap-ir')}")
+        typer.echo(f"deepshap-ir {__version__}")
         raise typer.Exit
 
 
