@@ -39,7 +39,9 @@ class Rule:
     @property
     def name(self) -> str:
         """``module.function``, without the package of the built-in rules."""
-        return f"{self.function.__module__.removeprefix('deepshap_ir.rules.')}.{self.function.__name__}"
+        module = getattr(self.function, "__module__", None) or "__main__"
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"{module.removeprefix('deepshap_ir.rules.')}.{name}"
 
 
 @dataclass
