@@ -180,6 +180,8 @@ def _refusal(node: NodeProto, kind: str, found: Dependence) -> str | None:
     """Return why `node` cannot be explained, None if nothing here speaks against it."""
     if kind in _RANDOM:
         return "it is random"
+    if node.domain == "com.microsoft.nchwc":
+        return "it is in a memory layout of onnxruntime's own: save the model without graph optimisation"
     if kind in _DYNAMIC:
         if found.depends(node.input):
             return "the shape of its output depends on data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,7 +24,7 @@ from deepshap_ir.prune import prune
 from deepshap_ir.runner import Runner
 from deepshap_ir.sequences import resolve_sequences
 from deepshap_ir.trace import build_graph, tidy, trace
-from deepshap_ir.verify import HALF_TOLERANCE, TOLERANCE, Original, verify
+from deepshap_ir.verify import HALF_TOLERANCE, ROWS, TOLERANCE, Original, verify
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -55,6 +56,10 @@ def drop_identities(graph: Graph, protected: frozenset[str]) -> Graph:
 
 PASSES: list[Pass] = [resolve_sequences, drop_identities]
 """What `import_model` does to the graph, in order, between folding and verification."""
+
+
+_SLOW_TRACE = 0.5
+"""Seconds for one row from which on two rows are compared with the file, not four."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,10 @@ def import_model(
     model = _resolve_branches(model, face.output, first)
     # before the trace, which such operators can break, and after it, when it is known which Dropout is in training
     _refuse(model, dependence(model.graph, arrays), face.output)
+    start = time.perf_counter()
     values = trace(model, first)
+    slow = time.perf_counter() - start > _SLOW_TRACE
+    _check_output(values[face.output], face.output)
     found = dependence(model.graph, arrays, values)
     _refuse(model, found, face.output)
     face.check_dependence(model, found, list(arrays))
@@ -178,7 +186,7 @@ def import_model(
     for apply in [*PASSES, *([rewrite] if rewrite else [])]:
         graph = apply(graph, protected)
     graph = tidy(graph)
-    warnings = verify(graph, _original(original, face, specs), arrays, count)
+    warnings = verify(graph, _original(original, face, specs), arrays, count, 2 if slow else ROWS)
     return Imported(
         graph=graph,
         model=model,
@@ -197,6 +205,12 @@ def _exact(spec: InputSpec, graph: Graph) -> InputSpec:
     shape = graph.shapes[spec.name]
     axis = spec.batch_axis if spec.batch_axis is None else spec.batch_axis % len(shape)
     return replace(spec, shape=tuple(None if i == axis else dim for i, dim in enumerate(shape)), batch_axis=axis)
+
+
+def _check_output(value: Any, name: str) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        kind = f"a tensor of {value.dtype}" if isinstance(value, np.ndarray) else "a sequence, a map or absent"
+        raise InputError(f"the output {name!r} is {kind}; only numbers can be explained, so name another: output=.")
 
 
 def _resolve_branches(model: ModelProto, output: str, row: Mapping[str, Array]) -> ModelProto:

@@ -124,6 +124,12 @@ def _densify(graph: GraphProto) -> None:
 def _raise_opset(model: ModelProto) -> ModelProto:
     if opset(model) >= OPSET:
         return model
+    scans = [node for node in all_nodes(model.graph) if node.op_type == "Scan" and node.domain == ""]
+    if scans and opset(model) == 8:
+        raise ModelError(
+            f"Scan node {scans[0].name or scans[0].output[0]!r}: Scan has another meaning in opset 8, which no "
+            f"converter keeps. Export the model at opset 9 or later."
+        )
     before = {name: node.name for node in model.graph.node for name in node.output if name}
     _hide(model.graph, opset(model))
     small, large = skeleton(model)

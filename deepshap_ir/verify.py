@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
 """Relative to the largest output. A half-precision file rounds every value to 3 (float16) or 2 (bfloat16) digits."""
 
-_ROWS = 4
+ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,22 @@ class Original:
         return {name: np.asarray(value).astype(self.dtypes[name], copy=False) for name, value in values.items()}
 
 
-def verify(graph: Graph, original: Original, arrays: Mapping[str, Array], count: int) -> list[str]:
+def verify(
+    graph: Graph, original: Original, arrays: Mapping[str, Array], count: int, compared: int = ROWS
+) -> list[str]:
     """Compare `graph` with the original on a few rows, one at a time and together; return warnings.
 
     Parameters
     ----------
     arrays : the background, by input name.
     count : its number of rows.
+    compared : how many of them to compare at most.
 
     Raises
     ------
     ModelError : they differ by more than the tolerance; or the model mixes the rows of a batch.
     """
-    labels, rows = _distinct_rows(arrays, original.specs, count)
+    labels, rows = _distinct_rows(arrays, original.specs, count, compared)
     program = Runner(graph_to_model(graph), "the imported program")
     ours = [_program(program, graph, row) for row in rows]
     runner = Runner(original.model, "the original model")
@@ -99,13 +102,13 @@ def verify(graph: Graph, original: Original, arrays: Mapping[str, Array], count:
 
 
 def _distinct_rows(
-    arrays: Mapping[str, Array], specs: Sequence[InputSpec], count: int
+    arrays: Mapping[str, Array], specs: Sequence[InputSpec], count: int, compared: int
 ) -> tuple[list[str], list[dict[str, Array]]]:
-    """Return up to four rows of the background and what to call them; where all are equal, one that is moved a little.
+    """Return a few rows of the background and what to call them; where all are equal, one that is moved a little.
 
     Equal rows would hide a model that mixes its batch.
     """
-    picked = sorted({position * (count - 1) // max(_ROWS - 1, 1) for position in range(_ROWS)})
+    picked = sorted({position * (count - 1) // max(compared - 1, 1) for position in range(compared)})
     rows = [take(arrays, specs, [index]) for index in picked]
     first = rows[0]
     if all(np.array_equal(row[name], first[name]) for row in rows for name in first):
@@ -171,22 +174,29 @@ _MIXES = (
 )
 
 
+def _rows_of(together: Array, size: int, shape: tuple[int, ...]) -> list[Array] | None:
+    """Split the output of a batch into what each of `size` rows should give, None if no axis is the batch.
+
+    The batch axis may be absent from `shape`: a Squeeze without axes takes it away at batch 1.
+    """
+    for axis, length in enumerate(together.shape):
+        others = together.shape[:axis] + together.shape[axis + 1 :]
+        if length == size and others == shape:
+            return list(np.moveaxis(together, axis, 0))
+        if together.ndim == len(shape) and length == size * shape[axis] and others == shape[:axis] + shape[axis + 1 :]:
+            return np.split(together, size, axis)
+    return None
+
+
 def _compare_together(original: Original, labels: Sequence[str], ours: Sequence[Array], together: Array) -> None:
     size = len(ours)
     shape = ours[0].shape
-    axes = [
-        axis
-        for axis in range(together.ndim)
-        if together.ndim == len(shape)
-        and together.shape[axis] == size * shape[axis]
-        and all(together.shape[i] == shape[i] for i in range(len(shape)) if i != axis)
-    ]
-    if not axes or any(value.shape != shape for value in ours):
+    theirs = _rows_of(together, size, shape)
+    if theirs is None or any(value.shape != shape for value in ours):
         raise ModelError(
             f"output {original.output!r} has shape {list(shape)} for one row and {list(together.shape)} for {size} "
             f"rows. {_MIXES}"
         )
-    theirs = np.split(together, size, axis=axes[0])
     worst, largest = _largest([_difference(a, b) for a, b in zip(ours, theirs, strict=True)])
     allowed = original.tolerance * _scale(theirs)
     if largest > allowed:

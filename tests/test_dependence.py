@@ -208,3 +208,15 @@ def test_a_cast_that_does_nothing_and_is_captured() -> None:
     body = VARYING_IF.replace("Mul(h, k)", "Mul(h, h)")
     graph = import_model(parsed(body, "(float[1,4] x) => (float[1,4] y)"), data(4, 4)).graph
     assert next(node.op_type for node in graph.nodes if node.outputs == ("h",)) == "Identity"
+
+
+def test_the_layout_of_onnxruntime_is_refused_with_advice() -> None:
+    model = parsed("<float[8,8,1,1] w = {1}> { y = Relu(x) }", "(float[N,8,4,4] x) => (float[N,8,4,4] y)")
+    del model.graph.initializer[:]
+    node = model.graph.node[0]
+    node.op_type, node.domain, node.name = "ReorderInput", "com.microsoft.nchwc", "layout"
+    model.opset_import.add(domain="com.microsoft.nchwc", version=1)
+    with pytest.raises(
+        UnsupportedOperatorError, match=r"nchwc::ReorderInput node 'layout': .* without graph optimisation"
+    ):
+        import_model(model, data(3, 8, 4, 4))

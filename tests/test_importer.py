@@ -255,3 +255,23 @@ def test_an_input_of_which_only_the_shape_matters() -> None:
     with pytest.raises(InputError, match="it also needs the model input 'x'"):
         import_model(free, data(4, 2, 3), inputs=["h"])
     assert import_model(free, {"h": data(4, 2, 3), "x": data(4, 2, 3)}, inputs=["h"]).graph.inputs == ("h",)
+
+
+def test_outputs_that_are_no_numbers() -> None:
+    model = parsed(TWO, "(float[N,4] x) => (int64[N] label, float[N,4] p, seq(map(int64, float)) z)")
+    with pytest.raises(InputError, match="the output 'z' is a sequence, a map or absent; only numbers"):
+        import_model(model, data(3, 4), output="z")
+    text = parsed("{ y = Cast <to = 8> (x) }", "(float[N,4] x) => (string[N,4] y)")
+    with pytest.raises(InputError, match="the output 'y' is a tensor of object"):
+        import_model(text, data(3, 4), output="y")
+
+
+def test_text_can_be_fed() -> None:
+    encoder = 'ai.onnx.ml.LabelEncoder <keys_strings = ["red", "blue"], values_floats = [1.0, 2.0]>'
+    model = parsed(
+        f"{{ h = {encoder} (colour) \n y = Add(h, x) }}", "(float[N,1] x, string[N,1] colour) => (float[N,1] y)"
+    )
+    colours = np.array([["red"], ["blue"], ["red"]])
+    imported = import_model(model, {"x": data(3, 1), "colour": colours}, inputs=["x"])
+    assert imported.held == ("colour",)
+    assert imported.graph.dtypes["colour"] == np.dtype(object)

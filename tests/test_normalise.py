@@ -383,3 +383,10 @@ def test_captures_respect_scope() -> None:
         rename_captures(body, {"h": "other", "x": "input"})
     assert captured(outer) == ("input", "c", "other")
     assert [value.name for value in list(bodies(outer))[1].output] == ["h"]
+
+
+def test_scan_of_opset_8_is_refused() -> None:
+    body = """{ [loop] y = Scan <num_scan_inputs = 1, body = b (float[4] e) => (float[4] o) { o = Neg(e) }> ("", x) }"""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 8]> g (float[1,3,4] x) => (float[1,3,4] y) {body}')
+    with pytest.raises(ModelError, match=r"Scan node 'loop': .*Export the model at opset 9 or later"):
+        normalise(model, ["y"])

@@ -101,3 +101,9 @@ def test_a_pass_that_changes_the_function_is_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importer, "PASSES", [])
     with pytest.raises(ModelError, match="not the model"):
         import_model(model, data(3, 4), keep=["h"], rewrite=wrong)
+
+
+def test_a_squeeze_that_takes_the_batch_away_at_one_row() -> None:
+    model = parsed("{ s = ReduceSum <keepdims = 1> (x, one) \n y = Squeeze(s) }", "(float[N,4] x) => (float[M] y)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    assert import_model(model, data(3, 4)).graph.shapes["y"] == ()
