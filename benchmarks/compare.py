@@ -15,6 +15,7 @@ from benchmarks.sides import Attributions, Job
 from benchmarks.worker import Memory, SideFailedError, Turn, Worker
 
 OURS = "deepshap-ir"
+TURN = 1.0  # seconds that a turn lasts at least
 UNKNOWN = Memory(float("nan"), float("nan"))
 
 
@@ -42,7 +43,7 @@ class Measured:
     Attributes
     ----------
     samples : explained in a turn.
-    seconds : of each turn.
+    seconds : per call in each turn.
     forward : seconds per row of the forward pass, taken just before each turn.
     attributions : of the last turn, ``[N, *features, K]``.
     setup : seconds for building the explainer and explaining one sample.
@@ -160,9 +161,9 @@ def compare(case: Case, rounds: int, threads: int, progress: Callable[[str], Non
                 measured = result.sides[side]
                 if measured.failure is None:
                     progress(f"{case.name}: round {number + 1} of {rounds}, {side}")
-                    row = forward.call("seconds", batch, 0.3)
+                    row = forward.call("seconds", batch, TURN / 2)
                     with _reported(measured):
-                        turn: Turn = workers[side].call("attribute", network.samples[: measured.samples])
+                        turn: Turn = workers[side].call("attribute", network.samples[: measured.samples], TURN)
                         measured.seconds.append(turn.seconds)
                         measured.forward.append(row)
                         measured.attributions = turn.attributions

@@ -55,13 +55,13 @@ class DeepShapIr(Explainer):
 
     def load(self) -> None:
         """Import this library."""
-        import deepshap_ir
+        from deepshap_ir import DeepExplainer
 
-        self.library: Any = deepshap_ir
+        self.make: type[DeepExplainer] = DeepExplainer
 
     def prepare(self, job: Job) -> None:
         """Import the graph and emit the program of its multipliers."""
-        self.explainer = self.library.DeepExplainer(job.onnx, job.background)
+        self.explainer = self.make(job.onnx, job.background)
 
     def attribute(self, samples: Rows) -> Attributions:
         """All samples and outputs in one call."""
@@ -137,15 +137,14 @@ class Forward:
         return np.concatenate(pieces).astype(np.float64)
 
     def seconds(self, batch: int, at_least: float) -> float:
-        """Median seconds per row at one batch size, over three runs or more and `at_least` seconds in all."""
+        """Mean seconds per row at one batch size, over three runs or more and `at_least` seconds in all."""
         rows = np.resize(self.rows, (batch, *self.rows.shape[1:]))
-        measured: list[float] = []
         self.session.run(["y"], {"x": rows})
-        while len(measured) < 3 or sum(measured) < at_least:
-            started = time.perf_counter()
+        runs, started = 0, time.perf_counter()
+        while runs < 3 or time.perf_counter() - started < at_least:
             self.session.run(["y"], {"x": rows})
-            measured.append(time.perf_counter() - started)
-        return float(np.median(measured)) / batch
+            runs += 1
+        return (time.perf_counter() - started) / (runs * batch)
 
     def find_best_batch(self) -> int:
         """Double the batch size until three sizes in a row are slower than the best, or one run takes a second."""

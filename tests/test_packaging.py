@@ -45,6 +45,7 @@ PUBLIC = {
         "UnsupportedOperatorError",
     },
     "deepshap_ir.extend": {
+        "Array",
         "Context",
         "Emitter",
         "Expansion",
