@@ -81,7 +81,7 @@ class Result:
             explanation.values.reshape(len(explanation), explanation.data[0].size, -1)
             for explanation in self.explanations.values()
         ]
-        return np.concatenate(parts, axis=1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def feature_labels(explanation: Explanation, name: str, alone: bool = True) -> list[str]:
