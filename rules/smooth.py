@@ -34,8 +34,8 @@ SMOOTH: dict[str, tuple[Derivatives, float]] = {
     "Erf": (erf, 1.0),
     "Gelu": (gelu, 1.5),
 }
-CLOSE = 0.25
-"""Part of the length below which points are close: there the quadrature's error is that of rounding."""
+CLOSE = {4: 0.25, 8: 0.01}
+"""Bytes of a number -> the part of its length within which points are close: the quadrature errs less than ``dy/d``."""
 
 
 @rescale(*SMOOTH)
@@ -47,7 +47,7 @@ def smooth(ctx: Context) -> Value:
     (a1, a2, a3), (b1, b2, b3) = derivatives(ctx.x()), derivatives(ctx.x0())
     d = ctx.delta_x()
     mean = (a1 * 0.5 + b1 * 0.5) + d * ((b2 * 0.1 - a2 * 0.1) + d * (a3 * (1 / 120) + b3 * (1 / 120)))
-    secant: Value = op.Where(abs(d) < CLOSE * length, mean, ctx.delta_y() / d)
+    secant: Value = op.Where(abs(d) < CLOSE[d.dtype.itemsize] * length, mean, ctx.delta_y() / d)
     return secant
 
 
