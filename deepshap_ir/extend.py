@@ -19,6 +19,7 @@ from deepshap_ir.emitter import Emitter, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.registry import RuleSet, expand, rule
+from deepshap_ir.windows import Windows
 
 __all__ = [
     "Array",
@@ -31,6 +32,7 @@ __all__ = [
     "RuleSet",
     "UnsupportedOperatorError",
     "Value",
+    "Windows",
     "expand",
     "rule",
 ]

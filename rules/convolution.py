@@ -1,54 +1,132 @@
-"""Convolution: linear in its input and in its weights."""
+"""Convolution: linear in its input, in its weights and in its bias; the midpoint rule where input and weights vary."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
-from deepshap_ir.extend import Context, Value, rule
+import numpy as np
 
-
-def window_pads(ctx: Context, kernel: Sequence[int], sizes: Sequence[int], outputs: Sequence[int]) -> list[int]:
-    """Explicit pads ``[before..., after...]`` of sliding windows, `auto_pad` resolved.
-
-    Parameters
-    ----------
-    kernel : extent of the window per spatial axis, dilation included.
-    sizes, outputs : spatial lengths of the input and of the output.
-    """
-    rank = len(kernel)
-    mode = ctx.attribute("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        return list(ctx.attribute("pads", [0] * 2 * rank))
-    if mode == "VALID":
-        return [0] * 2 * rank
-    strides = ctx.attribute("strides", [1] * rank)
-    totals = [
-        max(0, (out - 1) * stride + extent - size)
-        for size, out, extent, stride in zip(sizes, outputs, kernel, strides, strict=True)
-    ]
-    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return small + large if mode == "SAME_UPPER" else large + small
+from deepshap_ir.extend import Array, Context, Value, Windows, rule
 
 
 @rule("Conv")
-def convolution(ctx: Context, m: Sequence[Value]) -> Value:
-    """``y = x * w``: ``m_x`` is the transposed convolution of ``m_y`` with the weights."""
+def convolution(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
+    """``y[o, p] = b[o] + sum_{c,k} w[o, c, k] x[c, p s + k d - pad]``.
+
+    ``m_x`` is the transposed convolution of ``m_y [n, O, *P]`` with the weights, and
+    ``m_w[o, c, k] = sum_p m_y[o, p] x[c, p s + k d - pad]``; what varies beside is taken at its midpoint.
+    """
     weights = ctx.x(1)
-    kernel, sizes, outputs = weights.shape[2:], ctx.shape()[2:], m[0].shape[2:]
-    rank = len(kernel)
-    strides = ctx.attribute("strides", [1] * rank)
-    dilations = ctx.attribute("dilations", [1] * rank)
-    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = window_pads(ctx, extents, sizes, outputs)
-    reached = [(n - 1) * s + e for n, s, e in zip(outputs, strides, extents, strict=True)]
-    rest = [n + pads[a] + pads[a + rank] - r for a, (n, r) in enumerate(zip(sizes, reached, strict=True))]
-    value: Value = ctx.op.ConvTranspose(
-        m[0],
-        weights,
-        group=ctx.attribute("group", 1),
-        strides=strides,
-        dilations=dilations,
-        pads=pads,
-        output_padding=rest,
+    windows = Windows.of(ctx, weights.shape[2:], ctx.shape()[2:], m[0].shape[2:])
+    result: list[Value | None] = [None] * ctx.n_inputs
+    if ctx.varies(0):
+        fixed = ctx.constant(1)
+        if fixed is not None and _correlates(fixed, windows, ctx.attribute("group", 1)):
+            result[0] = _correlated(ctx, m[0], fixed, windows)
+        else:
+            result[0] = ctx.op.ConvTranspose(
+                m[0],
+                ctx.mid_x(1),
+                group=ctx.attribute("group", 1),
+                strides=list(windows.strides),
+                dilations=list(windows.dilations),
+                pads=windows.pads,
+                output_padding=windows.rest,
+            )
+    if ctx.varies(1):
+        result[1] = _of_weights(ctx, m[0], ctx.mid_x(0), windows)
+    if ctx.varies(2):
+        result[2] = _of_bias(m[0])
+    return result
+
+
+@rule("ConvTranspose")
+def transposed_convolution(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
+    """``y[o, p s + k d - pad] += w[c, o, k] x[c, p]``: Conv with input and output exchanged.
+
+    ``m_x`` is the convolution of ``m_y`` with the same weights, and
+    ``m_w[c, o, k] = sum_p x[c, p] m_y[o, p s + k d - pad]``.
+    """
+    weights = ctx.x(1)
+    windows = Windows.of(ctx, weights.shape[2:], m[0].shape[2:], ctx.shape()[2:])
+    result: list[Value | None] = [None] * ctx.n_inputs
+    if ctx.varies(0):
+        result[0] = ctx.op.Conv(
+            m[0],
+            ctx.mid_x(1),
+            group=ctx.attribute("group", 1),
+            strides=list(windows.strides),
+            dilations=list(windows.dilations),
+            pads=windows.pads,
+        )
+    if ctx.varies(1):
+        result[1] = _of_weights(ctx, ctx.mid_x(0), m[0], windows)
+    if ctx.varies(2):
+        result[2] = _of_bias(m[0])
+    return result
+
+
+def _correlates(weights: Array, windows: Windows, group: int) -> bool:
+    """Whether Conv with turned weights is the faster transposed convolution; it is possible for stride 1 alone.
+
+    onnxruntime unfolds ``C k^2`` rows for ConvTranspose and ``O k^2`` for Conv, with C input and O output channels of a
+    group, so the fewer decide; but where C and O are multiples of 4, Conv works in blocks of 8 or more channels and
+    unfolds nothing.
+    """
+    if any(s != 1 for s in windows.strides) or any(
+        pad >= span for pad, span in zip(windows.pads, [*windows.spans] * 2, strict=True)
+    ):
+        return False
+    channels, outputs = int(weights.shape[1]), int(weights.shape[0]) // group
+    return channels >= outputs or (channels > 8 and channels % 4 == 0 and outputs % 4 == 0)
+
+
+def _correlated(ctx: Context, m: Value, weights: Array, windows: Windows) -> Value:
+    """Conv of `m` with the weights turned around, input and output channels exchanged within each group."""
+    group = ctx.attribute("group", 1)
+    grouped = weights.reshape(group, -1, *weights.shape[1:]).swapaxes(1, 2)
+    turned = np.flip(grouped, axis=tuple(range(3, grouped.ndim))).reshape(-1, *grouped.shape[2:])
+    value: Value = ctx.op.Conv(
+        m,
+        np.ascontiguousarray(turned),
+        group=group,
+        dilations=list(windows.dilations),
+        pads=[span - 1 - pad for pad, span in zip(windows.pads, [*windows.spans] * 2, strict=True)],
     )
+    return value
+
+
+def _of_weights(ctx: Context, small: Value, large: Value, windows: Windows) -> Value:
+    """``sum_{n,p} small[n, a, p] large[n, b, p s + k d - pad]``, ``[A, B / group, *kernel]``."""
+    op, group = ctx.op, ctx.attribute("group", 1)
+    rows, (n, channels) = small.shape[1] // group, large.shape[:2]
+    after = [reach - size - b for reach, size, b in zip(windows.reaches, windows.sizes, windows.before, strict=True)]
+    padded = op.Pad(large, [0, 0, *windows.before, 0, 0, *after])
+    reads = _reads(windows)
+    columns = op.Gather(op.Reshape(padded, [n, channels, -1]), reads.reshape(-1), axis=2)
+    columns = op.Reshape(columns, [n, group, channels // group * reads.shape[0], reads.shape[1]])
+    signals = op.Reshape(small, [n, group, rows, reads.shape[1]])
+    total = op.ReduceSum(signals @ op.Transpose(columns, perm=[0, 1, 3, 2]), [0], keepdims=0)
+    value: Value = op.Reshape(total, [group * rows, channels // group, *windows.kernel])
+    return value
+
+
+def _reads(windows: Windows) -> Array:
+    """Where element k of window p lies in what is just as long as the windows reach, flattened: ``[K, P]``."""
+    lengths = windows.reaches
+    places = []
+    for offset in itertools.product(*map(range, windows.kernel)):
+        axes = [
+            i * d + np.arange(n) * s
+            for i, d, n, s in zip(offset, windows.dilations, windows.counts, windows.strides, strict=True)
+        ]
+        places.append(np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), lengths).reshape(-1))
+    return np.stack(places).reshape(math.prod(windows.kernel), -1)
+
+
+def _of_bias(m: Value) -> Value:
+    """The sum over all but the channels."""
+    value: Value = m.op.ReduceSum(m, [a for a in range(m.rank) if a != 1], keepdims=0)
     return value
