@@ -21,7 +21,7 @@ BATCHING: dict[str, BatchingRule] = {}
 
 
 def batching(*op_types: str) -> Callable[[BatchingRule], BatchingRule]:
-    """Register how the operators `op_types` of the standard domain take their batch."""
+    """Register how operators, ``"OpType"`` or ``"domain::OpType"``, take their batch."""
 
     def register(rule: BatchingRule) -> BatchingRule:
         BATCHING.update(dict.fromkeys(op_types, rule))
@@ -33,7 +33,8 @@ def batching(*op_types: str) -> Callable[[BatchingRule], BatchingRule]:
 class Lowering:
     """ONNX nodes, initializers and names of one program."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, Array] = {}
         self.dimensions: set[str] = set()
@@ -42,8 +43,8 @@ class Lowering:
 
     def step(self, step: Step) -> None:
         """Emit one step."""
-        rule = BATCHING.get(step.op_type) if not step.domain or step.domain == INTERNAL else None
-        if not step.axes:
+        rule = BATCHING.get(f"{step.domain}::{step.op_type}" if step.domain else step.op_type)
+        if not step.axes and step.domain != INTERNAL:
             self.plain(step)
         elif rule is not None:
             rule(self, step)
@@ -66,7 +67,7 @@ class Lowering:
 
     def node(self, op_type: str, inputs: Sequence[str], output: str | None = None, **attributes: object) -> str:
         """Emit a node of the standard domain; equal nodes are emitted once."""
-        key = (op_type, *inputs, *attributes.items())
+        key = (op_type, *inputs, repr(attributes))
         if output is None and key in self._names:
             return self._names[key]
         result = output or self._fresh()
@@ -90,7 +91,9 @@ class Lowering:
 
     def reshape(self, name: str, axes: Sequence[str], shape: Sequence[int], output: str | None = None) -> str:
         """Reshape the tensor `name` to ``[*axes, *shape]``."""
-        if len(axes) == 1 and 0 not in shape:
+        if 0 in shape:
+            return self.node("Reshape", [name, self.full_shape(axes, shape)], output, allowzero=1)
+        if len(axes) == 1:
             return self.node("Reshape", [name, self.integers([-1, *shape])], output)
         return self.node("Reshape", [name, self.full_shape(axes, shape)], output)
 
@@ -124,7 +127,7 @@ class Lowering:
 
     def _fresh(self) -> str:
         self._count += 1
-        return f"t{self._count}"
+        return f"{self.prefix}t{self._count}"
 
 
 def dimension(axis: str) -> str:
@@ -192,7 +195,7 @@ def clip_with_varying_bounds(low: Lowering, step: Step) -> None:
     low.node("Identity", [name], step.outputs[0].name)
 
 
-@batching("SumOver")
+@batching("deepshap_ir::SumOver")
 def sum_over(low: Lowering, step: Step) -> None:
     """The sum over one batch axis."""
     value = operand(step)
@@ -291,6 +294,13 @@ def trailing_norm(low: Lowering, step: Step) -> None:
         row_by_row(low, step)
         return
     low.plain(step, names, axis=negative(step.attributes.get("axis", -1), x.rank))
+
+
+@batching("MeanVarianceNormalization")
+def mean_variance_norm(low: Lowering, step: Step) -> None:
+    """Its axes may include that of the example's own batch."""
+    x = operand(step)
+    low.plain(step, axes=[len(x.axes) + a % x.rank for a in step.attributes.get("axes", [0, 2, 3])])
 
 
 @batching("Concat")
@@ -457,11 +467,8 @@ def leading(low: Lowering, step: Step) -> None:
     "LRN",
     "DepthToSpace",
     "SpaceToDepth",
-    "Resize",
     "Upsample",
-    "GridSample",
     "Col2Im",
-    "MeanVarianceNormalization",
 )
 def own_batch(low: Lowering, step: Step) -> None:
     """Merge the axes into the operator's own batch dimension, run, and split them again."""
@@ -470,12 +477,44 @@ def own_batch(low: Lowering, step: Step) -> None:
         row_by_row(low, step)
         return
     names = [low.merged(x, x.axes), *(low.name(v) for v in step.inputs[1:])]
-    run = [v.name if 0 in v.shape else f"{v.name}_merged" for v in step.outputs]
+    run = [f"{v.name}_merged" for v in step.outputs]
     low.nodes.append(onnx_node(step.op_type, step.domain, names, run, step.attributes))
     if step.op_type == "MaxPool" and len(run) > 1:  # Indices count over the whole batch
         run[1] = low.node("Mod", [run[1], low.integers([x.size])])
     for name, value in zip(run, step.outputs, strict=True):
         low.reshape(name, x.axes, value.shape, value.name)
+
+
+@batching("Resize")
+def resize(low: Lowering, step: Step) -> None:
+    """The batch axes merged; `roi` and `sizes` speak of the other axes alone, as the length of this one differs."""
+    x, result = operand(step), step.outputs[0]
+    given = [constant(step, k) for k in range(1, len(step.inputs))]
+    places = [a % x.rank for a in step.attributes.get("axes", range(x.rank))]
+    if not only_first(step) or x.shape[0] != result.shape[0]:
+        row_by_row(low, step)
+        return
+    kept = [k for k, a in enumerate(places) if a > 0]
+
+    def without_batch(array: Array) -> str:
+        halves = array.reshape(-1, len(places))[:, kept]  # two halves for roi: where it starts and where it ends
+        return low.name(x.op.constant(halves.reshape(-1)))
+
+    names = [low.merged(x, x.axes), *(without_batch(a) if a is not None and a.size else "" for a in given)]
+    resized = f"{result.name}_merged"
+    attributes = {**step.attributes, "axes": [places[k] for k in kept]}
+    low.nodes.append(onnx_node("Resize", "", names, [resized], attributes))
+    low.reshape(resized, x.axes, result.shape, result.name)
+
+
+@batching("GridSample")
+def grid_sample(low: Lowering, step: Step) -> None:
+    """Both operands over the union of the axes, merged."""
+    axes, result = step.axes, step.outputs[0]
+    sampled = f"{result.name}_merged"
+    names = [low.merged(operand(step, k), axes) for k in (0, 1)]
+    low.nodes.append(onnx_node(step.op_type, step.domain, names, [sampled], step.attributes))
+    low.reshape(sampled, axes, result.shape, result.name)
 
 
 def row_by_row(low: Lowering, step: Step) -> None:
@@ -489,6 +528,7 @@ def row_by_row(low: Lowering, step: Step) -> None:
         for v in dict.fromkeys(varying)
     ]
     fixed = list(dict.fromkeys(v for v in step.inputs if v is not None and not v.axes and v.data is None))
+    constants = [v for v in dict.fromkeys(step.inputs) if v is not None and v.data is not None]
     first = step.outputs[0].name
     rows = {v: f"{first}_row{k}" for k, v in enumerate([*fixed, *dict.fromkeys(varying)])}
     states = [f"{rows[v]}_state" for v in fixed]
@@ -503,7 +543,7 @@ def row_by_row(low: Lowering, step: Step) -> None:
         [_value_info(name, v) for v, name in rows.items()],
         [_value_info(name, v) for v, name in zip([*fixed, *step.outputs], [*states, *results], strict=True)],
         # constants are copied in and fixed operands passed as states: onnx.reference sees no outer scope in a Scan
-        [numpy_helper.from_array(v.data, v.name) for v in step.inputs if v is not None and v.data is not None],
+        [numpy_helper.from_array(v.data, v.name) for v in constants],
     )
     stacked = [f"{v.name}_rows" for v in step.outputs]
     inputs = [*(v.name for v in fixed), *flat]

@@ -9,7 +9,8 @@ of ``output < sample < background``. `deepshap_ir.batching` turns steps into ONN
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast, overload
@@ -277,6 +278,7 @@ class Emitter:
         self.dtype = np.dtype(np.float32) if dtype is None else dtype
         self.steps: list[Step] = []
         self.by_output: dict[str, Step] = {}
+        self.memory: dict[Any, Any] = {}
         self._known: dict[Any, tuple[Value, ...]] = {}
         self._constants: dict[Any, Value] = {}
         self._count = 0
@@ -312,6 +314,42 @@ class Emitter:
     def input(self, name: str, shape: Sequence[int], dtype: Any, axes: Sequence[str]) -> Value:
         """A value that is fed when the program runs."""
         return Value(self, name, tuple(shape), np.dtype(dtype), tuple(axis for axis in AXES if axis in axes))
+
+    def placeholder(self, shape: Sequence[int], dtype: Any, axes: Sequence[str]) -> Value:
+        """A value that no step makes yet."""
+        return self.input(self._name("v"), shape, dtype, axes)
+
+    @contextmanager
+    def nested(self) -> Iterator[list[Step]]:
+        """Collect the steps that are emitted inside, for the body of a loop; they may read values from outside."""
+        outside, known, memory = self.steps, self._known, self.memory
+        self.steps, self._known, self.memory = [], dict(known), dict(memory)
+        try:
+            yield self.steps
+        finally:
+            self.steps, self._known, self.memory = outside, known, memory
+
+    def scan(
+        self,
+        body: Callable[[list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]],
+        states: Sequence[Value],
+        sequences: Sequence[Value],
+    ) -> tuple[list[Value], list[Value]]:
+        """Emit a loop over sequences ``[T, *shape]``; see `deepshap_ir.recurrence.scan`."""
+        from deepshap_ir.recurrence import scan
+
+        return scan(self, body, states, sequences)
+
+    def states_before(self, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+        """The states of a loop node before each element, ``[T, *shape]``."""
+        from deepshap_ir.recurrence import emit_node
+
+        return emit_node(self, node, inputs)[1]
+
+    def record(self, step: Step) -> None:
+        """Record a step that is made already."""
+        self.steps.append(step)
+        self.by_output.update((value.name, step) for value in step.outputs)
 
     def cast(self, value: Value, dtype: Any) -> Value:
         """`value` as `dtype`; itself where it has it already."""
@@ -357,9 +395,13 @@ class Emitter:
     def node(self, node: Node, inputs: Sequence[Value | None], graph: Graph) -> tuple[Value | None, ...]:
         """Emit a node of `graph` on `inputs`, one result per node output (None where the node leaves it out).
 
-        A node with a `body` is emitted as its body.
+        A node with a `body` is emitted as its body, once or as a loop.
         """
         body = node.attributes.get("body")
+        if isinstance(body, Graph) and node.op_type == "Scan":
+            from deepshap_ir.recurrence import emit_node
+
+            return tuple(emit_node(self, node, inputs)[0])
         if isinstance(body, Graph):
             return tuple(self.graph(body, inputs))
         types = [(graph.shapes[n], graph.dtypes[n]) if n else ((), self.dtype) for n in node.outputs]
@@ -441,9 +483,7 @@ class Emitter:
         axes: tuple[str, ...],
     ) -> tuple[Value, ...]:
         results = tuple(Value(self, self._name("v"), shape, dtype, axes) for shape, dtype in types)
-        step = Step(op_type, domain, inputs, results, attributes)
-        self.steps.append(step)
-        self.by_output.update((value.name, step) for value in results)
+        self.record(Step(op_type, domain, inputs, results, attributes))
         return results
 
     def _fold(

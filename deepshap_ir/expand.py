@@ -14,9 +14,10 @@ import onnx
 from onnx import helper
 
 from deepshap_ir.context import Expansion
-from deepshap_ir.emitter import SAMPLE, Emitter, Value, onnx_node
+from deepshap_ir.emitter import INTERNAL, SAMPLE, Emitter, Value, onnx_node
 from deepshap_ir.errors import DeepShapError, RuleError
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.recurrence import node_attributes
 from deepshap_ir.registry import Resolver
 
 DEPTH = 20
@@ -121,7 +122,9 @@ def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], res
         outputs = tuple(name_of(v) for v in step.outputs)
         name = f"{node.name}/{step.op_type}_{k}"
         version = graph.opsets.get(step.domain, 1)
-        made.append(Node(name, step.op_type, inputs, outputs, step.attributes, step.domain, version))
+        is_loop = step.domain == INTERNAL and step.op_type == "Scan"
+        attributes = node_attributes(step, graph.opsets) if is_loop else step.attributes
+        made.append(Node(name, step.op_type, inputs, outputs, attributes, step.domain, version))
     for name, value in zip(node.outputs, results, strict=False):
         if name and value is not None and names.get(value.name) != name:
             made.append(Node(f"{node.name}/{name}", "Identity", (name_of(value),), (name,), {}, "", graph.opsets[""]))

@@ -70,6 +70,9 @@ def _value_info(graph: Graph, name: str) -> onnx.ValueInfoProto:
 
 
 def _node_protos(node: Node, names: set[str], constants: dict[str, Any]) -> Iterator[NodeProto]:
+    if node.domain == INTERNAL_DOMAIN and node.op_type == "Scan":
+        yield _loop(node, names, constants)
+        return
     if node.domain == INTERNAL_DOMAIN:
         yield from _inlined(node, names, constants)
         return
@@ -78,6 +81,30 @@ def _node_protos(node: Node, names: set[str], constants: dict[str, Any]) -> Iter
     for key, value in node.attributes.items():
         proto.attribute.append(attribute_proto(key, value))
     yield proto
+
+
+def _loop(node: Node, names: set[str], constants: dict[str, Any]) -> NodeProto:
+    """Return the ONNX Scan of an internal one; what its body captures is read by its outer name."""
+    body: Graph = node.attributes["body"]
+    fed = node.attributes["n_states"] + node.attributes["n_sequences"]
+    inside = [fresh(f"{node.name}/{name}", names) for name in body.inputs[:fed]]
+    results = [fresh(f"{node.name}/{name}", names) for name in body.outputs]
+    once = replace(node, inputs=(*inside, *node.inputs[fed:]), outputs=tuple(results))
+    graph = helper.make_graph(
+        list(_inlined(once, names, constants)),
+        f"{node.name}/body",
+        [
+            helper.make_tensor_value_info(new, elem_type(body.dtypes[old]), None)
+            for new, old in zip(inside, body.inputs, strict=False)
+        ],
+        [
+            helper.make_tensor_value_info(new, elem_type(body.dtypes[old]), None)
+            for new, old in zip(results, body.outputs, strict=True)
+        ],
+    )
+    outputs = [name or fresh(f"{node.name}/unused", names) for name in node.outputs]
+    count = node.attributes["n_sequences"]
+    return helper.make_node("Scan", list(node.inputs[:fed]), outputs, name=node.name, body=graph, num_scan_inputs=count)
 
 
 def _inlined(node: Node, names: set[str], constants: dict[str, Any]) -> Iterator[NodeProto]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+import deepshap_ir.recurrence  # noqa: F401  (registers how loops take their batch)
 from deepshap_ir.batching import Lowering, dimension
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
 from deepshap_ir.errors import InputError

@@ -154,7 +154,11 @@ class Walker:
         self, body: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], m: Sequence[Value | None]
     ) -> list[Value | None]:
         known = self.forward(body, xs, x0s)
-        found = self.backward(body, known, {n: v for n, v in zip(body.outputs, m, strict=True) if v is not None})
+        seeds: dict[str, Value] = {}
+        for name, value in zip(body.outputs, m, strict=True):
+            if value is not None:
+                seeds[name] = self.op.Add(seeds[name], value) if name in seeds else value
+        found = self.backward(body, known, seeds)
         return [
             None if x is None or x is x0 else found.get(name, self.op.zeros(x.shape))
             for name, x, x0 in zip(body.inputs, xs, x0s, strict=True)
