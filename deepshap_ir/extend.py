@@ -19,7 +19,7 @@ from deepshap_ir.emitter import Emitter, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.registry import RuleSet, expand, rule
-from deepshap_ir.windows import Windows
+from deepshap_ir.sliding import Windows
 
 __all__ = [
     "Array",

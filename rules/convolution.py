@@ -102,8 +102,7 @@ def _of_weights(ctx: Context, small: Value, large: Value, windows: Windows) -> V
     """``sum_{n,p} small[n, a, p] large[n, b, p s + k d - pad]``, ``[A, B / group, *kernel]``."""
     op, group = ctx.op, ctx.attribute("group", 1)
     rows, (n, channels) = small.shape[1] // group, large.shape[:2]
-    after = [reach - size - b for reach, size, b in zip(windows.reaches, windows.sizes, windows.before, strict=True)]
-    padded = op.Pad(large, [0, 0, *windows.before, 0, 0, *after])
+    padded = op.Pad(large, [0, 0, *windows.before, 0, 0, *windows.behind])
     reads = _reads(windows)
     columns = op.Gather(op.Reshape(padded, [n, channels, -1]), reads.reshape(-1), axis=2)
     columns = op.Reshape(columns, [n, group, channels // group * reads.shape[0], reads.shape[1]])
