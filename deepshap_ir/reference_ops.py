@@ -134,6 +134,29 @@ class MaxPool(OpRun):
         return (np.take_along_axis(values, first, 0)[0], found)[: len(self.onnx_node.output)]
 
 
+class Pad(OpRun):
+    """Negative pads cut off, before the others are filled."""
+
+    def _run(
+        self,
+        x: Array,
+        pads: Array,
+        constant_value: Array | None = None,
+        axes: Array | None = None,
+        mode: str | None = None,
+    ) -> tuple[Array]:
+        places = range(x.ndim) if axes is None else [int(a) % x.ndim for a in axes]
+        width = [(0, 0)] * x.ndim
+        for a, before, after in zip(places, *np.split(np.asarray(pads), 2), strict=True):
+            width[a] = (int(before), int(after))
+        kept = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(x.shape, width, strict=True))
+        filled = [(max(0, b), max(0, a)) for b, a in width]
+        if mode in (None, "constant"):
+            value = 0 if constant_value is None else np.asarray(constant_value).reshape(())
+            return (np.pad(x[kept], filled, constant_values=value),)
+        return (np.pad(x[kept], filled, mode=mode),)  # type: ignore[call-overload]
+
+
 class Col2Im(OpRun):
     """The sum of columns into the image from which windows were cut."""
 
@@ -219,5 +242,5 @@ def _places(offset: Sizes, dilations: Sizes, strides: Sizes, counts: Sizes) -> A
     return (..., *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in chosen))
 
 
-REPAIRED: list[type[OpRun]] = [Mean, ConvTranspose, AveragePool, MaxPool, Col2Im, GatherElements, ScatterElements]
+REPAIRED: list[type[OpRun]] = [Mean, Pad, ConvTranspose, AveragePool, MaxPool, Col2Im, GatherElements, ScatterElements]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""
