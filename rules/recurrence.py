@@ -48,7 +48,7 @@ def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
         return [*given[:n], *sums], given[n : n + q]
 
     element_zeros = [op.zeros(ctx.shape(i)[1:]) for i in range(n, n + q)]
-    last = [zeros[j] if m[j] is None else m[j] for j in range(n)]
+    last = [zero if given is None else given for zero, given in zip(zeros, m[:n], strict=False)]
     found, out = op.scan(backward, [*last, *(zeros[i] for i in captured)], sequences)
     by_captured = dict(zip(captured, found[n:], strict=True))
     return [*found[:n], *(reverse(v) for v in out), *(by_captured.get(i) for i in range(n + q, ctx.n_inputs))]
