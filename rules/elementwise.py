@@ -126,7 +126,7 @@ def softplus(ctx: Context) -> Value:
 def softsign(ctx: Context) -> Value:
     """``x r(x)``, ``r = 1/(1 + |x|)``: ``r r0 + (|y y0| - y y0) / (|x| + |x0|)``, the last 0 but for opposite signs."""
     y, y0 = ctx.y(), ctx.y0()
-    size: Value = ctx.op.Max(abs(ctx.x()), TINY) + ctx.op.Max(abs(ctx.x0()), TINY)
+    size: Value = ctx.op.Max(abs(ctx.x()), TINY) + abs(ctx.x0())
     opposite = (abs(y) * abs(y0) - y * y0) / size
     r, r0 = 1.0 / (1.0 + abs(ctx.x())), 1.0 / (1.0 + abs(ctx.x0()))
     return r * r0 + opposite

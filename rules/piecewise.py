@@ -19,10 +19,9 @@ def bend(rise: Value, size: Value, rise0: Value, size0: Value) -> Value:
     return (rise + rise0) / (size + size0)
 
 
-def size_of(x: Value) -> Value:
-    """``|x|``, and TINY at 0, where there is no side."""
-    size: Value = x.op.Max(abs(x), TINY)
-    return size
+def sizes_of(x: Value, x0: Value) -> tuple[Value, Value]:
+    """``|x|`` and ``|x0|``; as their sum must not be 0, the first is TINY at 0."""
+    return x.op.Max(abs(x), TINY), abs(x0)
 
 
 @rescale("Relu")
@@ -32,14 +31,16 @@ def relu(ctx: Context) -> Value:
 
 
 def _relu(x: Value, x0: Value) -> Value:
-    return bend(x.op.Relu(x), size_of(x), x0.op.Relu(x0), size_of(x0))
+    size, size0 = sizes_of(x, x0)
+    return bend(x.op.Relu(x), size, x0.op.Relu(x0), size0)
 
 
 @rescale("Abs")
 def absolute(ctx: Context) -> Value:
     """``(x + x0) / (|x| + |x0|)``: 0 where both points are on the kink."""
     x, x0 = ctx.as_float(ctx.x()), ctx.as_float(ctx.x0())
-    return bend(x, size_of(x), x0, size_of(x0))
+    size, size0 = sizes_of(x, x0)
+    return bend(x, size, x0, size0)
 
 
 def leaky(x: Value, x0: Value, alpha: Value | float) -> Value:
@@ -49,7 +50,7 @@ def leaky(x: Value, x0: Value, alpha: Value | float) -> Value:
         chosen: Value = x.op.Where(x > 0.0, size, size * alpha)
         return chosen
 
-    size, size0 = size_of(x), size_of(x0)
+    size, size0 = sizes_of(x, x0)
     return bend(rise(x, size), size, rise(x0, size0), size0)
 
 
