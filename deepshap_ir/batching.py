@@ -331,8 +331,9 @@ def reduction(low: Lowering, step: Step) -> None:
         axes = [] if step.attributes.get("noop_with_empty_axes", 0) else list(range(-x.rank, 0))
     else:
         axes = [negative(int(a), x.rank) for a in given.reshape(-1)]
-    if not axes:
-        low.node("Identity", [low.name(x)], step.outputs[0].name)
+    if not axes:  # ReduceL1 and others are not the identity on single numbers
+        single = low.node("Unsqueeze", [low.name(x), low.integers([-1])])
+        low.plain(step, [single, low.integers([-1])], keepdims=0)
         return
     low.plain(step, [low.name(x), low.integers(axes)])
 
@@ -467,7 +468,6 @@ def leading(low: Lowering, step: Step) -> None:
     "LRN",
     "DepthToSpace",
     "SpaceToDepth",
-    "Upsample",
     "Col2Im",
 )
 def own_batch(low: Lowering, step: Step) -> None:
