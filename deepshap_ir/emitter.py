@@ -504,6 +504,10 @@ class Emitter:
             return (self.constant(np.array(inputs[0].size, np.int64)),)
         if op_type == "Identity" and inputs[0] is not None:
             return (inputs[0],)
+        if op_type == "Mul":
+            for value, other in (inputs, inputs[::-1]):
+                if value is not None and other is not None and _changes_nothing(other, value.shape):
+                    return (value,)
         if any(v is not None and (v.data is None or v.data.size > FOLDING_LIMIT) for v in inputs):
             return None
         names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
@@ -600,6 +604,14 @@ def onnx_node(
         else:
             node.attribute.append(helper.make_attribute(key, value))
     return node
+
+
+def _changes_nothing(factor: Value, shape: tuple[int, ...]) -> bool:
+    """Whether `factor` is a constant of ones that does not broadcast `shape`."""
+    data = factor.data
+    if data is None or data.ndim > len(shape) or not (data == 1).all():
+        return False
+    return all(n in (1, size) for n, size in zip(data.shape[::-1], shape[::-1], strict=False))
 
 
 def _type_of(value: Value) -> onnx.TypeProto:
