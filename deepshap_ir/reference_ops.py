@@ -1,8 +1,9 @@
 """Operators that `onnx.reference` computes wrongly or one number at a time, in numpy.
 
 onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool and MaxPool shift windows with `ceil_mode` or
-SAME_LOWER, AveragePool refuses `auto_pad`, Mean does not broadcast, GatherElements takes no negative axis and no more
-than 64 elements; Col2Im, ScatterElements and the pools need seconds for a small image.
+SAME_LOWER, AveragePool refuses `auto_pad`, GlobalMaxPool takes pictures only, Erf and Gelu round to float32, Mean does not broadcast, GatherElements
+takes no negative axis and no more than 64 elements; Col2Im, ScatterElements and the pools need seconds for a small
+image.
 """
 
 from __future__ import annotations
@@ -26,6 +27,24 @@ class Mean(OpRun):
 
     def _run(self, *terms: Array) -> tuple[Array]:
         return (np.asarray(sum(terms[1:], terms[0]) / len(terms), dtype=terms[0].dtype),)
+
+
+class Erf(OpRun):
+    """The error function in the precision of its operand."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
+class Gelu(OpRun):
+    """``x P(x)`` with the normal distribution P, or its approximation by tanh."""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array]:
+        if approximate == "tanh":
+            t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        else:
+            t = np.vectorize(math.erf, otypes=[x.dtype])(x * math.sqrt(0.5))
+        return ((x * 0.5 * (1 + t)).astype(x.dtype),)
 
 
 class ConvTranspose(OpRun):
@@ -157,6 +176,13 @@ class Pad(OpRun):
         return (np.pad(x[kept], filled, mode=mode),)  # type: ignore[call-overload]
 
 
+class GlobalMaxPool(OpRun):
+    """The largest of each channel, whatever the number of spatial dimensions."""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
 class Col2Im(OpRun):
     """The sum of columns into the image from which windows were cut."""
 
@@ -177,8 +203,8 @@ class Col2Im(OpRun):
         image = np.zeros((*columns.shape[:2], *(n + a + b for n, (a, b) in zip(sizes, padding[2:], strict=True))))
         for k, offset in enumerate(itertools.product(*map(range, kernel))):
             image[_places(offset, dilations, strides, out)] += columns[:, :, k]
-        inside = tuple(slice(a, a + n) for n, (a, _) in zip(sizes, padding[2:], strict=True))
-        return (image[(..., *inside)].astype(data.dtype),)
+        inside = _places([a for a, _ in padding[2:]], [1] * rank, [1] * rank, sizes)
+        return (image[inside].astype(data.dtype),)
 
 
 class GatherElements(OpRun):
@@ -203,6 +229,62 @@ class ScatterElements(OpRun):
         else:
             combine.at(result, tuple(places), updates)
         return (result,)
+
+
+class GroupNormalization(OpRun):
+    """Groups of channels with mean 0 and variance 1, then scale and bias per channel or, before opset 21, per group."""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array,
+        epsilon: float | None = None,
+        num_groups: int | None = None,
+        stash_type: int | None = None,
+    ) -> tuple[Array]:
+        grouped = x.reshape(len(x), num_groups or 1, -1)
+        spread = np.sqrt(grouped.var(-1, keepdims=True) + float(1e-5 if epsilon is None else epsilon))
+        normalised = ((grouped - grouped.mean(-1, keepdims=True)) / spread).reshape(x.shape)
+        shape = [-1, *[1] * (x.ndim - 2)]
+        scale, bias = (np.repeat(a, x.shape[1] // a.size).reshape(shape) for a in (scale, bias))
+        return ((normalised * scale + bias).astype(x.dtype),)
+
+
+class MeanVarianceNormalization(OpRun):
+    """``(x - mean) / (standard deviation + 1e-9)``."""
+
+    def _run(self, x: Array, axes: Sequence[int] | None = None) -> tuple[Array]:
+        over = tuple([0, 2, 3] if axes is None else axes)
+        deviation = x.std(over, keepdims=True) + 1e-9
+        return (((x - x.mean(over, keepdims=True)) / deviation).astype(x.dtype),)
+
+
+class LpNormalization(OpRun):
+    """``x / |x|_p``, 0 where all is 0."""
+
+    def _run(self, x: Array, axis: int | None = None, p: int | None = None) -> tuple[Array]:
+        norm = np.linalg.norm(x, ord=2 if p is None else p, axis=-1 if axis is None else axis, keepdims=True)
+        return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
+
+
+class LRN(OpRun):
+    """``x / (bias + alpha/size sum of squares of neighbouring channels)^beta``."""
+
+    def _run(
+        self,
+        x: Array,
+        alpha: float | None = None,
+        beta: float | None = None,
+        bias: float | None = None,
+        size: int | None = None,
+    ) -> tuple[Array]:
+        alpha, beta, bias = (float(d if v is None else v) for v, d in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0)))
+        size = size or 1
+        before = (size - 1) // 2
+        padded = np.pad(x * x, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
+        squares = sum(padded[:, i : i + x.shape[1]] for i in range(size))
+        return ((x / (bias + alpha / size * squares) ** beta).astype(x.dtype),)
 
 
 def _windows(
@@ -242,5 +324,21 @@ def _places(offset: Sizes, dilations: Sizes, strides: Sizes, counts: Sizes) -> A
     return (..., *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in chosen))
 
 
-REPAIRED: list[type[OpRun]] = [Mean, Pad, ConvTranspose, AveragePool, MaxPool, Col2Im, GatherElements, ScatterElements]
+REPAIRED: list[type[OpRun]] = [
+    AveragePool,
+    Col2Im,
+    ConvTranspose,
+    Erf,
+    GatherElements,
+    GlobalMaxPool,
+    Gelu,
+    GroupNormalization,
+    LRN,
+    LpNormalization,
+    MaxPool,
+    Mean,
+    MeanVarianceNormalization,
+    Pad,
+    ScatterElements,
+]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""

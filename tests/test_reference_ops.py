@@ -15,7 +15,9 @@ from deepshap_ir.reference_ops import REPAIRED
 RNG = np.random.default_rng(0)
 
 
-def both(op_type: str, inputs: list[Array], attributes: Mapping[str, Any], outputs: int = 1) -> list[list[Array]]:
+def both(
+    op_type: str, inputs: list[Array], attributes: Mapping[str, Any], outputs: int = 1, opset: int = 18
+) -> list[list[Array]]:
     """The results of onnx.reference with our operators, and of onnxruntime."""
     names, results = [f"x{i}" for i in range(len(inputs))], [f"y{j}" for j in range(outputs)]
     graph = helper.make_graph(
@@ -27,7 +29,7 @@ def both(op_type: str, inputs: list[Array], attributes: Mapping[str, Any], outpu
         ],
         [helper.make_empty_tensor_value_info(n) for n in results],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     feeds = dict(zip(names, inputs, strict=True))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return [ReferenceEvaluator(model, new_ops=REPAIRED).run(None, feeds), session.run(None, feeds)]
@@ -101,3 +103,27 @@ def test_scatter_elements(reduction: str, axis: int) -> None:
         indices = RNG.integers(-2, 2, size=(2, 3, 2))
     ours, theirs = both("ScatterElements", [data, indices, updates], {"axis": axis, "reduction": reduction})
     np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes", "opset"),
+    [
+        ("GroupNormalization", {"num_groups": 2, "epsilon": 1e-2}, 18),
+        ("GroupNormalization", {"num_groups": 3}, 21),
+        ("LRN", {"size": 3, "alpha": 0.5, "beta": 0.7, "bias": 2.0}, 18),
+        ("LRN", {"size": 5}, 18),
+        ("LpNormalization", {"p": 1, "axis": 1}, 18),
+        ("LpNormalization", {"p": 2, "axis": 0}, 18),
+        ("LpNormalization", {}, 18),
+        ("MeanVarianceNormalization", {}, 18),
+        ("MeanVarianceNormalization", {"axes": [1, 2]}, 18),
+    ],
+)
+def test_normalization(op_type: str, attributes: dict[str, Any], opset: int) -> None:
+    """Signals of several samples and channels, some of them zero."""
+    x = numbers(2, 6, 3, 4)
+    x[0, :, 1] = 0
+    parameters = 0 if op_type != "GroupNormalization" else 6 if opset > 18 else 2
+    inputs = [x, *[RNG.normal(size=parameters).astype(np.float32) for _ in range(2 if parameters else 0)]]
+    ours, theirs = both(op_type, inputs, attributes, opset=opset)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
