@@ -1,12 +1,12 @@
-"""Softmax, LogSoftmax and LogSumExp by logarithmic means.
+"""Softmax, LogSoftmax and LogSumExp by logarithmic means; Hardmax by the secant of its step.
 
-With ``p = softmax(x)``, ``q = softmax(x0)`` and the logarithmic mean ``L = (p - q) / (ln p - ln q)``, ``L = p`` where the
-two are equal, the weights ``w = L / sum L`` satisfy
+With ``p = softmax(x)``, ``q = softmax(x0)`` and the logarithmic mean ``L = (p - q) / (ln p - ln q)``, which is p where
+the two are equal, the weights ``w = L / sum L`` satisfy
 
 ``sum_j L_j d(ln p_j) = sum_j (p_j - q_j) = 0``, hence ``d logsumexp = sum_j w_j dx_j``.
 
-So every multiplier below sums to delta, does not change when a number is added to all logits, and is the derivative
-where ``p = q``. These are the weights of the Sato-Vartia index.
+So each multiplier sums to delta, does not change when a number is added to all logits, and is the derivative where
+``p = q``. These are the weights of the Sato-Vartia index.
 """
 
 from __future__ import annotations
@@ -16,75 +16,81 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepshap_ir.extend import Context, Value, rule
+from deepshap_ir.rules.elementwise import tanhc
 
-SERIES_BELOW = 1.0
-"""Below this ``|ln p - ln q|`` the logarithmic mean is a series: the quotient loses digits there."""
+TINY = 1e-30
+"""Added to a denominator that is 0 only where its numerator is 0."""
 
 
 @rule("Softmax")
 def softmax(ctx: Context, m: Sequence[Value]) -> Value:
     """``L m - L <L, m> / sum L``."""
     op, axis = ctx.op, _axis(ctx)
-    means = logarithmic_mean(op.LogSoftmax(ctx.x(), axis=axis), op.LogSoftmax(ctx.x0(), axis=axis))
+    means, total = _means(op.LogSoftmax(ctx.x(), axis=axis), op.LogSoftmax(ctx.x0(), axis=axis), [axis])
     weighted = means * m[0]
-    share = op.ReduceSum(weighted, [axis]) / op.ReduceSum(means, [axis])
-    return weighted - means * share
+    return weighted - means * (op.ReduceSum(weighted, [axis]) / total)
 
 
 @rule("LogSoftmax")
 def log_softmax(ctx: Context, m: Sequence[Value]) -> Value:
     """``m - w sum(m)``."""
     op, axis = ctx.op, _axis(ctx)
-    means = logarithmic_mean(ctx.y(), ctx.y0())
-    weights = means / op.ReduceSum(means, [axis])
-    return m[0] - weights * op.ReduceSum(m[0], [axis])
+    means, total = _means(ctx.y(), ctx.y0(), [axis])
+    return m[0] - means * (op.ReduceSum(m[0], [axis]) / total)
 
 
 @rule("ReduceLogSumExp")
 def log_sum_exp(ctx: Context, m: Sequence[Value]) -> Value:
     """``w m``."""
-    op = ctx.op
+    op, shape = ctx.op, ctx.shape()
     given = ctx.constant(1)
-    axes = [int(a) for a in given.reshape(-1)] if given is not None else []
-    if not axes and ctx.attribute("noop_with_empty_axes", 0):
+    if given is not None and given.size:
+        axes = [int(a) % len(shape) for a in given.reshape(-1)]
+    elif ctx.attribute("noop_with_empty_axes", 0):
         return m[0]
-    axes = [a % len(ctx.shape()) for a in axes] or list(range(len(ctx.shape())))
-    kept = [1 if a in axes else n for a, n in enumerate(ctx.shape())]
-    means = logarithmic_mean(ctx.x() - op.Reshape(ctx.y(), kept), ctx.x0() - op.Reshape(ctx.y0(), kept))
-    return means * (op.Reshape(m[0], kept) / op.ReduceSum(means, axes))
+    else:
+        axes = list(range(len(shape)))
+    kept = [1 if a in axes else n for a, n in enumerate(shape)]
+    means, total = _means(ctx.x() - op.Reshape(ctx.y(), kept), ctx.x0() - op.Reshape(ctx.y0(), kept), axes)
+    return means * (op.Reshape(m[0], kept) / total)
+
+
+@rule("Hardmax")
+def hardmax(ctx: Context, m: Sequence[Value]) -> Value:
+    """``D <m, D> / <D, dx>`` with ``D = y - y0``.
+
+    Where the winner changes from j to k, D is 1 at k and -1 at j, and ``<D, dx>`` is by how much ``x_k - x_j`` rose:
+    the step at which it became positive is booked to the two by its secant. Elsewhere D is 0.
+    """
+    op, axis = ctx.op, _axis(ctx)
+    change = ctx.delta_y()
+    rise = op.ReduceSum(change * ctx.delta_x(), [axis])
+    return change * (op.ReduceSum(m[0] * change, [axis]) / (rise + TINY))
 
 
 def logarithmic_mean(log_p: Value, log_q: Value) -> Value:
-    """``(p - q) / (ln p - ln q)`` from ``ln p`` and ``ln q``.
+    """``(p - q) / (ln p - ln q)`` from ``ln p`` and ``ln q``: ``(p + q)/2 tanh(h)/h`` with ``h = (ln p - ln q)/2``."""
+    op = log_p.op
+    return tanhc(log_p * 0.5 - log_q * 0.5) * (op.Exp(log_p) * 0.5 + op.Exp(log_q) * 0.5)
 
-    With ``u = ln p - ln q`` it is ``sqrt(p q) sinh(u/2) / (u/2)``, which is a series for small `u`. It is 0 where both
-    logarithms are -inf, and infinite where just one is: no finite multiplier carries an infinite delta.
+
+def _means(log_p: Value, log_q: Value, axes: Sequence[int]) -> tuple[Value, Value]:
+    """The logarithmic means, and their sum along `axes`.
+
+    A logit of -inf at both points has the mean 0. One that is -inf at one point alone would need an infinite
+    multiplier: there the sum is NaN. Which logits are -inf is compared by a sum of fixed numbers over them.
     """
     op = log_p.op
-    u = _finite(log_p) - _finite(log_q)
-    z = u * u
-    series = op.Exp(log_p * 0.5) * op.Exp(log_q * 0.5) * _polynomial(z, [1, 1 / 24, 1 / 1920, 1 / 322560, 1 / 92897280])
-    quotient = (_present(log_p) - _present(log_q)) / u
-    return op.Where(z < SERIES_BELOW**2, series, quotient)
-
-
-def _polynomial(z: Value, coefficients: Sequence[float]) -> Value:
-    """``sum_k coefficients[k] z^k``."""
-    total = z * coefficients[-1]
-    for c in coefficients[-2:0:-1]:
-        total = (total + c) * z
-    return total + coefficients[0]
-
-
-def _finite(log_p: Value) -> Value:
-    """`log_p` with a number in the place of -inf."""
-    return log_p.op.Where(log_p.op.IsInf(log_p), -1e4, log_p)
-
-
-def _present(log_p: Value) -> Value:
-    """``p``, infinite where it is exactly 0 because its logit is -inf."""
-    op = log_p.op
-    return op.Where(op.IsInf(log_p), op.constant(np.inf, log_p.dtype), op.Exp(log_p))
+    dtype = log_p.dtype
+    numbers = np.random.default_rng(0).random([n if a in axes else 1 for a, n in enumerate(log_p.shape)]) + 1.0
+    finite, masks = [], []
+    for logits in (log_p, log_q):
+        masked = op.IsInf(logits)
+        finite.append(op.Where(masked, op.constant(-1e4, dtype), logits))
+        masks.append(op.ReduceSum(op.Where(masked, op.constant(numbers, dtype), op.constant(0.0, dtype)), list(axes)))
+    means = logarithmic_mean(*finite)
+    differ = op.Where(op.Equal(*masks), op.constant(0.0, dtype), op.constant(np.nan, dtype))
+    return means, op.ReduceSum(means, list(axes)) + differ
 
 
 def _axis(ctx: Context) -> int:

@@ -1,0 +1,194 @@
+"""Normalisation over axes: Layer, RMS, Instance, Group, Lp, mean and variance, local response.
+
+All are ``c r``: a signal c, ``x`` or ``x - mean x``, times the inverse r of its size. That is a product of two factors,
+so the midpoint rule holds:
+
+``m_c = m (r + r0)/2``, ``m_r = <m, c + c0>/2``.
+
+With ``r = 1/s`` and ``s^2 = mean c^2 + epsilon``, ``r - r0`` is ``-<c + c0, c - c0> r r0 / (n (s + s0))``: no delta is
+ever a denominator. A scale that varies is multiplied by the normalised signal, by the midpoint rule again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepshap_ir.extend import Context, RuleError, Value, rule
+from deepshap_ir.rules.softmax import logarithmic_mean
+
+TINY = 1e-30
+"""Added to a sum that is 0 only where what it divides is 0."""
+
+Multipliers = Sequence["Value | None"]
+
+
+@rule("LayerNormalization", "deepshap_ir::LayerNormalization")
+def layer_normalization(ctx: Context, m: Multipliers) -> list[Value | None]:
+    """``(x - mean)/s scale + bias`` over the axes from `axis` on; Mean and ``InvStdDev = 1/s`` as well."""
+    return _trailing(ctx, m, centred=True)
+
+
+@rule("RMSNormalization", "deepshap_ir::RMSNormalization")
+def rms_normalization(ctx: Context, m: Multipliers) -> list[Value | None]:
+    """``x/s scale`` over the axes from `axis` on."""
+    return _trailing(ctx, m, centred=False)
+
+
+@rule("InstanceNormalization")
+def instance_normalization(ctx: Context, m: Multipliers) -> list[Value | None]:
+    """``(x - mean)/s scale + bias`` over the positions of each channel."""
+    shape = ctx.shape()
+    parameters = [1, shape[1], *[1] * (len(shape) - 2)]
+    return _scaled(ctx, m, shape, range(2, len(shape)), parameters, centred=True)
+
+
+@rule("GroupNormalization")
+def group_normalization(ctx: Context, m: Multipliers) -> list[Value | None]:
+    """``(x - mean)/s scale + bias`` over groups of channels; parameters per group before opset 21, then per channel."""
+    batch, channels = ctx.shape()[:2]
+    groups = ctx.attribute("num_groups")
+    layout = [batch, groups, channels // groups, math.prod(ctx.shape()[2:])]
+    return _scaled(ctx, m, layout, [2, 3], [1, groups, ctx.shape(1)[0] // groups, 1], centred=True)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(ctx: Context, m: Sequence[Value]) -> Value:
+    """``(x - mean)/(s + 1e-9)``."""
+    axes = sorted(a % len(ctx.shape()) for a in ctx.attribute("axes", [0, 2, 3]))
+    return _Signal(ctx.x(), axes, 0.0, True, 1e-9).multiplier(_Signal(ctx.x0(), axes, 0.0, True, 1e-9), m[0])
+
+
+@rule("LpNormalization")
+def lp_normalization(ctx: Context, m: Sequence[Value]) -> Value:
+    """``x / |x|_p`` along an axis, 0 where all of it is 0.
+
+    For p = 1, ``|x| - |x0| = (x - x0) (x + x0)/(|x| + |x0|)``.
+    """
+    op, p = ctx.op, ctx.attribute("p", 2)
+    axes = [ctx.attribute("axis", -1) % len(ctx.shape())]
+    x, x0 = ctx.x(), ctx.x0()
+    if p == 2:
+        root = math.sqrt(ctx.shape()[axes[0]])
+        return _Signal(x, axes, 0.0, False).multiplier(_Signal(x0, axes, 0.0, False), m[0] * (1 / root))
+    if p != 1:
+        raise RuleError(f"LpNormalization with p={p}: only 1 and 2 are defined")
+    r, r0 = (_inverse(op.ReduceSum(abs(z), axes)) for z in (x, x0))
+    total = x + x0
+    pull = op.ReduceSum(m[0] * total, axes) * 0.5 * (r * r0)
+    return m[0] * _midpoint(r, r0) - total / (abs(x) + abs(x0) + TINY) * pull
+
+
+@rule("LRN")
+def local_response_normalization(ctx: Context, m: Sequence[Value]) -> Value:
+    """``x u^-beta``, ``u = bias + alpha/size sum x^2`` over neighbouring channels.
+
+    The secant of ``u^-beta`` is ``-beta L(u^-beta) / L(u)``, with logarithmic means L between the two points.
+    """
+    op, channels, beta = ctx.op, ctx.shape()[1], ctx.attribute("beta", 0.75)
+    size = ctx.attribute("size")
+    weight = ctx.attribute("alpha", 1e-4) / size
+    shift = np.arange(channels) - np.arange(channels)[:, None]
+    near = ((shift >= -((size - 1) // 2)) & (shift <= size // 2)).astype(np.float64)
+    flat = [ctx.shape()[0], channels, -1]
+    x, x0, m_y = op.Reshape(ctx.x(), flat), op.Reshape(ctx.x0(), flat), op.Reshape(m[0], flat)
+    u, u0 = (op.Log(op.MatMul(near, z * z) * weight + ctx.attribute("bias", 1.0)) for z in (x, x0))
+    slope = logarithmic_mean(u * -beta, u0 * -beta) / logarithmic_mean(u, u0) * (-beta * weight / 2)
+    total = x + x0
+    pull = op.MatMul(near.T.copy(), m_y * (total * slope))
+    factor = (op.Exp(u * -beta) + op.Exp(u0 * -beta)) * 0.5
+    result: Value = op.Reshape(m_y * factor + total * pull, list(ctx.shape()))
+    return result
+
+
+class _Signal:
+    """``c``, ``s`` and ``r = 1/(s + extra)`` at one of the two points; `r` is 0 where the whole signal is 0."""
+
+    def __init__(self, x: Value, axes: Sequence[int], epsilon: float, centred: bool, extra: float = 0.0) -> None:
+        op = x.op
+        self.axes, self.centred = list(axes), centred
+        self.count = math.prod(x.shape[a] for a in axes)
+        self.c = x - op.ReduceMean(x, self.axes) if centred else x
+        self.s: Value = op.Sqrt(op.ReduceMean(self.c * self.c, self.axes) + epsilon)
+        self.r = 1.0 / self.s if epsilon else _inverse(self.s, extra)
+
+    @property
+    def normalised(self) -> Value:
+        """``c r``."""
+        return self.c * self.r
+
+    def multiplier(self, other: _Signal, m: Value, m_mean: Value | None = None, m_r: Value | None = None) -> Value:
+        """That of x, from those of the normalised signal and, where given, of ``mean x`` and of `r`.
+
+        ``m_x = m (r + r0)/2 - (c + c0) (<m, c + c0>/2 + m_r) r r0 / (n (s + s0))``, less its mean where the signal is
+        centred; ``c + c0`` has the mean 0 then.
+        """
+        op = m.op
+        half, total = _midpoint(self.r, other.r), self.c + other.c
+        pull = op.ReduceSum(m * total, self.axes) * 0.5
+        if m_r is not None:
+            pull = pull + m_r
+        result = m * half - total * (pull * (self.r * other.r / ((self.s + other.s + TINY) * self.count)))
+        shift = op.ReduceMean(m, self.axes) * half if self.centred else None
+        if m_mean is not None:
+            shift = m_mean * (-1 / self.count) if shift is None else shift - m_mean * (1 / self.count)
+        return result if shift is None else result - shift
+
+
+def _inverse(size: Value, extra: float = 0.0) -> Value:
+    """``1 / (size + extra)``, 0 where the size is 0."""
+    op = size.op
+    inverse: Value = op.Where(
+        op.Equal(size, 0.0), op.constant(0.0, size.dtype), 1.0 / (size + extra if extra else size)
+    )
+    return inverse
+
+
+def _midpoint(r: Value, r0: Value) -> Value:
+    """``(r + r0)/2``; where one is 0, its signal is 0 whatever the factor, which is taken to be the other's."""
+    op = r.op
+    mean: Value = (r + r0) * op.Where(op.Equal(r * r0, 0.0), op.constant(1.0, r.dtype), op.constant(0.5, r.dtype))
+    return mean
+
+
+def _trailing(ctx: Context, m: Multipliers, centred: bool) -> list[Value | None]:
+    """Normalisation over the axes from `axis` on, with parameters that broadcast."""
+    shape = ctx.shape()
+    first = ctx.attribute("axis", -1) % len(shape)
+    parameters = [*[1] * (len(shape) - len(ctx.shape(1))), *ctx.shape(1)] if ctx.has(1) else []
+    return _scaled(ctx, m, shape, range(first, len(shape)), parameters, centred)
+
+
+def _scaled(
+    ctx: Context, m: Multipliers, layout: Sequence[int], axes: Sequence[int], parameters: Sequence[int], centred: bool
+) -> list[Value | None]:
+    """Normalisation of x in the shape `layout`, then scale and bias in the shape `parameters`."""
+    op, epsilon = ctx.op, ctx.attribute("epsilon", 1e-5)
+    given = [*m, None, None]
+    signal, signal0 = (_Signal(laid(x, layout), axes, epsilon, centred) for x in (ctx.x(), ctx.x0()))
+    m_y = op.zeros(layout) if given[0] is None else laid(given[0], layout)
+    answer: list[Value | None] = [None] * ctx.n_inputs
+    if ctx.varies(2):
+        answer[2] = laid(_collected(m_y, parameters), ctx.shape(2))
+    if ctx.varies(1):
+        mean = (signal.normalised + signal0.normalised) * 0.5
+        answer[1] = laid(_collected(m_y * mean, parameters), ctx.shape(1))
+    if ctx.varies(0):
+        scale = ctx.constant(1)
+        if ctx.has(1) and (scale is None or (scale != 1).any()):
+            m_y = m_y * laid(ctx.mid_x(1), parameters)
+        answer[0] = laid(signal.multiplier(signal0, m_y, given[1], given[2]), ctx.shape())
+    return answer
+
+
+def laid(value: Value, shape: Sequence[int]) -> Value:
+    """`value` in another shape of as many elements."""
+    return value if value.shape == tuple(shape) else value.op.Reshape(value, list(shape))
+
+
+def _collected(m: Value, shape: Sequence[int]) -> Value:
+    """`m` summed over the dimensions along which `shape` is 1."""
+    summed = [a for a, (have, want) in enumerate(zip(m.shape, shape, strict=True)) if want == 1 and have != 1]
+    return m.op.ReduceSum(m, summed) if summed else m
