@@ -528,11 +528,11 @@ def row_by_row(low: Lowering, step: Step) -> None:
         for v in dict.fromkeys(varying)
     ]
     fixed = list(dict.fromkeys(v for v in step.inputs if v is not None and not v.axes and v.data is None))
-    constants = [v for v in dict.fromkeys(step.inputs) if v is not None and v.data is not None]
+    constants = {v.name: v.data for v in step.inputs if v is not None and v.data is not None}
     first = step.outputs[0].name
     rows = {v: f"{first}_row{k}" for k, v in enumerate([*fixed, *dict.fromkeys(varying)])}
     states = [f"{rows[v]}_state" for v in fixed]
-    inside = [rows.get(v, low.name(v)) if v is not None else "" for v in step.inputs]
+    inside = [rows.get(v, v.name) if v is not None else "" for v in step.inputs]
     results = [f"{v.name}_one" for v in step.outputs]
     body = helper.make_graph(
         [
@@ -543,7 +543,7 @@ def row_by_row(low: Lowering, step: Step) -> None:
         [_value_info(name, v) for v, name in rows.items()],
         [_value_info(name, v) for v, name in zip([*fixed, *step.outputs], [*states, *results], strict=True)],
         # constants are copied in and fixed operands passed as states: onnx.reference sees no outer scope in a Scan
-        [numpy_helper.from_array(v.data, v.name) for v in constants],
+        [numpy_helper.from_array(data, name) for name, data in constants.items()],
     )
     stacked = [f"{v.name}_rows" for v in step.outputs]
     inputs = [*(v.name for v in fixed), *flat]
