@@ -1,9 +1,10 @@
 """Operators that `onnx.reference` computes wrongly or one number at a time, in numpy.
 
 onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool and MaxPool shift windows with `ceil_mode` or
-SAME_LOWER, AveragePool refuses `auto_pad`, GlobalMaxPool takes pictures only, Erf and Gelu round to float32, Mean does not broadcast, GatherElements
-takes no negative axis and no more than 64 elements; Col2Im, ScatterElements and the pools need seconds for a small
-image.
+SAME_LOWER, AveragePool refuses `auto_pad`, GlobalMaxPool takes pictures only, Erf and Gelu round to float32, Mean does
+not broadcast, GatherElements takes no negative axis and no more than 64 elements, LRN takes samples for channels,
+LpNormalization with p = 1 forgets signs, GroupNormalization and MeanVarianceNormalization round to float32; Col2Im,
+ScatterElements and the pools need seconds for a small image.
 """
 
 from __future__ import annotations
