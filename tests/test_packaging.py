@@ -55,6 +55,7 @@ PUBLIC = {
         "RuleSet",
         "UnsupportedOperatorError",
         "Value",
+        "Windows",
         "expand",
         "rule",
     },
