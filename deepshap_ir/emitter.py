@@ -131,6 +131,7 @@ class Value:
     """
 
     __slots__ = ("axes", "data", "dtype", "name", "op", "shape")
+    __array_ufunc__ = None  # numpy leaves ``array * value`` to `__rmul__`
 
     def __init__(
         self,
@@ -279,7 +280,7 @@ class Emitter:
         self.steps: list[Step] = []
         self.by_output: dict[str, Step] = {}
         self.memory: dict[Any, Any] = {}
-        self._known: dict[Any, tuple[Value, ...]] = {}
+        self._known: dict[Any, tuple[Sequence[Value | None], Mapping[str, Any], tuple[Value, ...]]] = {}
         self._constants: dict[Any, Value] = {}
         self._count = 0
 
@@ -383,14 +384,14 @@ class Emitter:
             inputs = self._regrouped(inputs)
         key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
         if key not in self._known:
-            folded = self._fold(op_type, domain, inputs, attributes, outputs)
-            if folded is not None:
-                self._known[key] = folded
-            else:
+            results = self._fold(op_type, domain, inputs, attributes, outputs)
+            if results is None:
                 if types is None:
                     types = self._infer(op_type, domain, inputs, attributes, outputs)
-                self._known[key] = self._record(op_type, domain, tuple(inputs), types, attributes, union(*inputs))
-        return self._known[key]
+                results = self._record(op_type, domain, tuple(inputs), types, attributes, union(*inputs))
+            # with all that has its id in the key: an id is free again once its object is gone
+            self._known[key] = (inputs, attributes, results)
+        return self._known[key][-1]
 
     def node(self, node: Node, inputs: Sequence[Value | None], graph: Graph) -> tuple[Value | None, ...]:
         """Emit a node of `graph` on `inputs`, one result per node output (None where the node leaves it out).
@@ -562,9 +563,9 @@ class Emitter:
             for n, v in zip(names, inputs, strict=True)
             if v is not None and v.data is not None and v.data.size <= 4096
         }
-        schema = onnx.defs.get_schema(op_type, self.opsets[""], "")
         shapes = [v.shape if v is not None else None for v in inputs]
         try:
+            schema = onnx.defs.get_schema(op_type, self.opsets[""], "")
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, data, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10
             )
