@@ -184,7 +184,7 @@ def emit_function(
             operator = f"{proto.domain}::{proto.op_type}" if proto.domain else proto.op_type
             results = op.call(operator, *(known[n] for n in proto.input), outputs=len(proto.output), **given)
         known.update(zip(proto.output, results, strict=True))
-    return [known[name] for name in function.output]
+    return [known.get(name) for name in function.output]
 
 
 def plain_attribute(attribute: onnx.AttributeProto) -> Any:
