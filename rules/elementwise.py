@@ -20,8 +20,11 @@ import numpy as np
 
 from deepshap_ir.extend import Context, Value, rule
 
-TINY = 1e-30
-"""Added to a difference, it changes nothing but an exact 0, where the quotient becomes the derivative."""
+TINY = 1.0907e-30
+"""Added to a difference, it changes nothing but an exact 0, where the quotient becomes the derivative.
+
+It is no round number, so that no difference in practice is its negative.
+"""
 
 Secant = Callable[[Context], Value]
 
