@@ -113,7 +113,7 @@ class Walker:
         try:
             answer = rule.function(context, ms)
         except DeepShapError as error:
-            if node.name in str(error):
+            if str(node) in str(error):
                 raise
             raise type(error)(f"{place}: {error}") from error
         except Exception as error:
