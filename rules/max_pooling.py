@@ -18,7 +18,7 @@ def max_pool(ctx: Context, m: Sequence[Value | None]) -> Value:
     Indices, the second output, jump: nothing is booked to them.
     """
     if m[0] is None:
-        return ctx.op.zeros(ctx.shape())
+        return ctx.op.zeros(ctx.shape(), ctx.as_float(ctx.x()).dtype)
     windows = Windows.of(ctx, ctx.attribute("kernel_shape"), ctx.shape()[2:], m[0].shape[2:])
     exact = uses_shapley(ctx, "max_pooling", "shap")
     parts = shapley(ctx, windows, m[0]) if exact else winners(ctx, windows, m[0])
