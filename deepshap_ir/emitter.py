@@ -463,14 +463,13 @@ class Emitter:
                 values.append(operand)
                 continue
             data = np.asarray(operand)
-            if data.dtype.kind == "f":
+            listed = isinstance(operand, list | tuple)
+            if listed and (data.size == 0 or data.dtype.kind in "iu"):
+                data = data.astype(np.int64)
+            elif data.dtype.kind == "f":
                 data = data.astype(floats or self.dtype, copy=False)
             elif isinstance(operand, int) and not isinstance(operand, bool):
                 data = data.astype(floats or others or self.dtype)
-            elif (data.dtype.kind in "iu" and not isinstance(operand, np.ndarray)) or (
-                data.size == 0 and not isinstance(operand, np.ndarray)
-            ):
-                data = data.astype(np.int64)
             values.append(self.constant(data))
         return values
 
