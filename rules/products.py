@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from deepshap_ir.extend import Context, Value, rule
+from deepshap_ir.rules.elementwise import inverse_or_zero
 
 
 @rule("Mul")
@@ -18,16 +19,24 @@ def mul(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
 
 @rule("Div")
 def div(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
-    """``m_a = m (1/b + 1/b0)/2``, ``m_b = -m (a + a0)/(2 b b0) = -m (y/b0 + y0/b)/2``."""
+    """``m_a = m (1/b + 1/b0)/2``, ``m_b = -m (a + a0)/(2 b b0) = -m (a/b 1/b0 + a0/b0 1/b)/2``.
+
+    ``1/b`` counts as 0 where b is 0, so that a branch that a Where does not select stays 0.
+    """
     if not ctx.y().is_float:
         return _integer_div(ctx, m[0])
-    half, half0 = 0.5 / ctx.x(1), 0.5 / ctx.x0(1)
-    m_a = m[0] * (half + half0) if ctx.varies(0) else None
+    r, r0 = inverse_or_zero(ctx.x(1)), inverse_or_zero(ctx.x0(1))
+    m_a = m[0] * _half_sum(r, r0) if ctx.varies(0) else None
     if not ctx.varies(1):
         return [m_a, None]
     if ctx.varies(0):
-        return [m_a, m[0] * (-ctx.y() * half0 - ctx.y0() * half)]
-    return [m_a, m[0] * (-ctx.y() * (half0 + half0))]
+        return [m_a, m[0] * (ctx.x(0) * r * -0.5 * r0 + ctx.x0(0) * r0 * -0.5 * r)]
+    return [m_a, m[0] * (-ctx.x(0) * r * r0)]
+
+
+def _half_sum(value: Value, value0: Value) -> Value:
+    """``(value + value0)/2``, `value` where they are the same one."""
+    return value if value is value0 else value * 0.5 + value0 * 0.5
 
 
 def _integer_div(ctx: Context, m: Value) -> list[Value | None]:
@@ -88,11 +97,11 @@ def gemm(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
 def transposed(ctx: Context, matrix: Value) -> Value:
     """The last two axes exchanged."""
     order = list(range(matrix.rank))
-    value: Value = ctx.op.Transpose(matrix, perm=[*order[:-2], order[-1], order[-2]])
-    return value
+    flipped: Value = ctx.op.Transpose(matrix, perm=[*order[:-2], order[-1], order[-2]])
+    return flipped
 
 
 def _mid(ctx: Context, i: int, form: Callable[[Value], Value]) -> Value:
     """`form`, which is linear, of the midpoint of input `i`: per row, so that only the sum is per pair."""
     x = form(ctx.as_float(ctx.x(i)))
-    return x * 0.5 + form(ctx.as_float(ctx.x0(i))) * 0.5 if ctx.varies(i) else x
+    return _half_sum(x, form(ctx.as_float(ctx.x0(i)))) if ctx.varies(i) else x
