@@ -102,6 +102,13 @@ class Context(_NodeView):
         value = self._xs[i] if self.has(i) else None
         return None if value is None else value.data
 
+    def fixed(self, i: int, what: str) -> Array:
+        """Input `i`, the node's `what`, as an array; RuleError where a model input determines it."""
+        array = self.constant(i)
+        if array is None:
+            raise RuleError(f"its {what} are computed from a model input; only fixed {what} are supported")
+        return array
+
     def delta_x(self, i: int = 0) -> Value:
         """``x(i) - x0(i)``, as floating-point numbers."""
         return self.op.Sub(self.as_float(self.x(i)), self.as_float(self.x0(i)))

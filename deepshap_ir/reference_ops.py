@@ -212,7 +212,9 @@ class GatherElements(OpRun):
     """One element per index along the axis."""
 
     def _run(self, data: Array, indices: Array, axis: int | None = None) -> tuple[Array]:
-        return (np.take_along_axis(data, indices.astype(np.int64), axis or 0),)
+        axis = (axis or 0) % data.ndim
+        read = tuple(slice(None if a == axis else n) for a, n in enumerate(indices.shape))
+        return (np.take_along_axis(data[read], indices.astype(np.int64), axis),)
 
 
 class ScatterElements(OpRun):

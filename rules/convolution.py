@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepshap_ir.extend import Array, Context, Value, Windows, rule
+from deepshap_ir.rules.reads import surrounded
 
 
 @rule("Conv")
@@ -68,6 +69,15 @@ def transposed_convolution(ctx: Context, m: Sequence[Value]) -> list[Value | Non
     return result
 
 
+@rule("Col2Im")
+def columns_to_image(ctx: Context, m: Sequence[Value]) -> Value:
+    """Overlapping blocks are added up: each gets the multipliers of its place."""
+    image, block = ctx.fixed(1, "image lengths").tolist(), ctx.fixed(2, "block lengths").tolist()
+    one = Windows.of(ctx, block, image, [1] * len(block))
+    counts = [rest // stride + 1 for rest, stride in zip(one.rest, one.strides, strict=True)]
+    return ctx.op.Reshape(unfolded(m[0], Windows.of(ctx, block, image, counts)), list(ctx.shape()))
+
+
 def _correlates(weights: Array, windows: Windows, group: int) -> bool:
     """Whether Conv with turned weights is the faster transposed convolution; it is possible for stride 1 alone.
 
@@ -88,44 +98,39 @@ def _correlated(ctx: Context, m: Value, weights: Array, windows: Windows) -> Val
     group = ctx.attribute("group", 1)
     grouped = weights.reshape(group, -1, *weights.shape[1:]).swapaxes(1, 2)
     turned = np.flip(grouped, axis=tuple(range(3, grouped.ndim))).reshape(-1, *grouped.shape[2:])
-    value: Value = ctx.op.Conv(
+    return ctx.op.Conv(
         m,
         np.ascontiguousarray(turned),
         group=group,
         dilations=list(windows.dilations),
         pads=[span - 1 - pad for pad, span in zip(windows.pads, [*windows.spans] * 2, strict=True)],
     )
-    return value
 
 
 def _of_weights(ctx: Context, small: Value, large: Value, windows: Windows) -> Value:
     """``sum_{n,p} small[n, a, p] large[n, b, p s + k d - pad]``, ``[A, B / group, *kernel]``."""
     op, group = ctx.op, ctx.attribute("group", 1)
-    rows, (n, channels) = small.shape[1] // group, large.shape[:2]
-    padded = op.Pad(large, [0, 0, *windows.before, 0, 0, *windows.behind])
-    reads = _reads(windows)
-    columns = op.Gather(op.Reshape(padded, [n, channels, -1]), reads.reshape(-1), axis=2)
-    columns = op.Reshape(columns, [n, group, channels // group * reads.shape[0], reads.shape[1]])
-    signals = op.Reshape(small, [n, group, rows, reads.shape[1]])
-    total = op.ReduceSum(signals @ op.Transpose(columns, perm=[0, 1, 3, 2]), [0], keepdims=0)
-    value: Value = op.Reshape(total, [group * rows, channels // group, *windows.kernel])
-    return value
+    n, channels, rows = large.shape[0], large.shape[1] // group, small.shape[1] // group
+    columns = op.Reshape(unfolded(large, windows), [n, group, channels * math.prod(windows.kernel), -1])
+    products = op.Reshape(small, [n, group, rows, -1]) @ op.Transpose(columns, perm=[0, 1, 3, 2])
+    total = op.ReduceSum(products, [0], keepdims=0)
+    return op.Reshape(total, [group * rows, channels, *windows.kernel])
 
 
-def _reads(windows: Windows) -> Array:
-    """Where element k of window p lies in what is just as long as the windows reach, flattened: ``[K, P]``."""
-    lengths = windows.reaches
-    places = []
+def unfolded(x: Value, windows: Windows) -> Value:
+    """The elements of all windows, 0 in the padding: ``[n, C, *sizes]`` -> ``[n, C, elements, windows]``."""
+    room = zip(windows.before, windows.behind, strict=True)
+    padded = surrounded(x, dict(enumerate(room, 2)))
+    axes = list(range(2, x.rank))
+    parts = []
     for offset in itertools.product(*map(range, windows.kernel)):
-        axes = [
-            i * d + np.arange(n) * s
-            for i, d, n, s in zip(offset, windows.dilations, windows.counts, windows.strides, strict=True)
-        ]
-        places.append(np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), lengths).reshape(-1))
-    return np.stack(places).reshape(math.prod(windows.kernel), -1)
+        starts = [i * d for i, d in zip(offset, windows.dilations, strict=True)]
+        ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, windows.counts, windows.strides, strict=True)]
+        part = x.op.Slice(padded, starts, ends, axes, list(windows.strides))
+        parts.append(x.op.Reshape(part, [*x.shape[:2], 1, -1]))
+    return x.op.Concat(*parts, axis=2)
 
 
 def _of_bias(m: Value) -> Value:
     """The sum over all but the channels."""
-    value: Value = m.op.ReduceSum(m, [a for a in range(m.rank) if a != 1], keepdims=0)
-    return value
+    return m.op.ReduceSum(m, [a for a in range(m.rank) if a != 1], keepdims=0)

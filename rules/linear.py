@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepshap_ir.extend import Context, RuleError, Value, rule
+from deepshap_ir.rules.shapley import quotient
 
 
 @rule("Identity")
@@ -52,10 +53,7 @@ def cast(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     if y.is_float or np.can_cast(x.dtype, y.dtype):
         return [passed, *rest]
     dx = ctx.delta_x()
-    same = op.Equal(dx, 0.0)
-    secant = op.cast(ctx.delta_y(), dx.dtype) / op.Where(same, op.constant(1.0, dx.dtype), dx)
-    slope = op.Where(same, op.constant(0.0, dx.dtype), secant)
-    return [passed * op.cast(slope, passed.dtype), *rest]
+    return [passed * op.cast(quotient(op.cast(ctx.delta_y(), dx.dtype), dx), passed.dtype), *rest]
 
 
 @rule("Dropout")

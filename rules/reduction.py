@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deepshap_ir.extend import Context, RuleError, Value, rule
+from deepshap_ir.extend import Context, Value, rule
+from deepshap_ir.rules.shapley import quotient
 
 
 @rule("ReduceSum")
@@ -25,9 +25,7 @@ def reduce_mean(ctx: Context, m: Sequence[Value]) -> Value:
     if ctx.x().is_float or not axes:
         return spread(ctx, m[0] * (1 / count), axes)
     total = op.ReduceSum(ctx.delta_x(), axes, keepdims=ctx.attribute("keepdims", 1))
-    same = op.Equal(total, 0.0)
-    slope = op.Where(same, 0.0, ctx.delta_y() / op.Where(same, 1.0, total))
-    return spread(ctx, m[0] * slope, axes)
+    return spread(ctx, m[0] * quotient(ctx.delta_y(), total), axes)
 
 
 @rule("GlobalAveragePool")
@@ -40,25 +38,17 @@ def global_average_pool(ctx: Context, m: Sequence[Value]) -> Value:
 def cumulative_sum(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     """``y_j = sum_{i <= j} x_i``: ``m_i = sum_{j >= i} m_j``, the running sum from the other end."""
     exclusive, reverse = ctx.attribute("exclusive", 0), ctx.attribute("reverse", 0)
-    axis = fixed_axes(ctx).reshape(())
+    axis = ctx.fixed(1, "axes").reshape(())
     return [ctx.op.CumSum(m[0], axis, exclusive=exclusive, reverse=1 - reverse), None]
 
 
 def reduced_axes(ctx: Context) -> list[int]:
     """The axes over which the node reduces, counted from the front."""
     rank = len(ctx.shape())
-    given = fixed_axes(ctx) if ctx.has(1) else np.array([])
+    given = ctx.fixed(1, "axes") if ctx.has(1) else np.array([])
     if given.size == 0:
         return [] if ctx.attribute("noop_with_empty_axes", 0) else list(range(rank))
     return sorted(int(a) % rank for a in given.reshape(-1))
-
-
-def fixed_axes(ctx: Context) -> NDArray[np.int64]:
-    """The second input, which must be known now."""
-    axes = ctx.constant(1)
-    if axes is None:
-        raise RuleError("its axes are computed from a model input; only fixed axes are supported")
-    return axes
 
 
 def spread(ctx: Context, m: Value, axes: Sequence[int]) -> Value:

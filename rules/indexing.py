@@ -1,0 +1,159 @@
+"""Gather and Scatter: elements that are moved by index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from deepshap_ir.extend import Array, Context, RuleError, Value, rule
+from deepshap_ir.rules.reads import given_back, taken
+from deepshap_ir.rules.shapley import quotient
+
+Multipliers = list[Value | None]
+
+
+@rule("Gather")
+def gather(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """``y[.., p, ..] = x[.., i_p, ..]``: ``m_y`` is added up at the indices."""
+    op, shape, indices = ctx.op, ctx.shape(), ctx.shape(1)
+    axis = ctx.attribute("axis", 0) % len(shape)
+
+    def back(i: Value) -> Value:
+        flat = op.Reshape(m[0], np.array([*shape[:axis], math.prod(indices), *shape[axis + 1 :]], np.int64))
+        if i.data is not None:
+            return given_back(flat, axis, i.data.reshape(-1) % shape[axis], shape[axis])
+        column = op.Reshape(i, [-1, *[1] * (flat.rank - axis - 1)])
+        zeros = op.zeros(shape, flat.dtype)
+        return op.ScatterElements(zeros, op.Expand(column, list(flat.shape)), flat, axis=axis, reduction="add")
+
+    return _read(ctx, m[0], back, [a for a in range(m[0].rank) if not axis <= a < axis + len(indices)])
+
+
+@rule("GatherElements")
+def gather_elements(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """``y[.., p, ..] = x[.., i[.., p, ..], ..]``: each number is added up where it was read."""
+    op, shape = ctx.op, ctx.shape()
+    axis = ctx.attribute("axis", 0) % len(shape)
+
+    def back(i: Value) -> Value:
+        if i.data is None:
+            return op.ScatterElements(op.zeros(shape, m[0].dtype), i, m[0], axis=axis, reduction="add")
+        places = element_places(i.data, shape, axis).reshape(-1)
+        return op.Reshape(given_back(op.Reshape(m[0], [-1]), 0, places, math.prod(shape)), list(shape))
+
+    return _read(ctx, m[0], back, [])
+
+
+@rule("GatherND")
+def gather_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """``y[b, p] = x[b, i_bp1, i_bp2, ..]``, numbers or slices: each is added up where it was read."""
+    op, shape, indices = ctx.op, ctx.shape(), ctx.shape(1)
+    batch, depth = ctx.attribute("batch_dims", 0), ctx.attribute("batch_dims", 0) + indices[-1]
+    if ctx.varies(1) and indices[-1] > 1:
+        raise RuleError(f"its indices vary, and are {indices[-1]} numbers each; only single numbers have a rule")
+
+    def back(i: Value) -> Value:
+        if i.data is not None:
+            places = slice_places(i.data, shape, batch).reshape(-1)
+            flat = op.Reshape(m[0], [places.size, *shape[depth:]])
+            return op.Reshape(given_back(flat, 0, places, math.prod(shape[:depth])), list(shape))
+        rows = np.moveaxis(np.indices(indices[:-1])[:batch], 0, -1)
+        i = op.Concat(rows, i, axis=-1) if batch else i
+        return op.ScatterND(op.zeros(shape, m[0].dtype), i, m[0], reduction="add")
+
+    return _read(ctx, m[0], back, list(range(len(indices) - 1, m[0].rank)))
+
+
+def _read(ctx: Context, m: Value, back: Callable[[Value], Value], others: list[int]) -> Multipliers:
+    """The multipliers of elements and indices, from what takes ``m_y`` back to the elements for given indices.
+
+    Varying indices i (of an embedding) get ``phi_p = <m_p, x[i_p] - x[i0_p]>``, the sum over the axes `others` of y, as
+    ``m_p = phi_p / (i_p - i0_p)``. Where the elements vary too, both are players: each has the mean of its
+    contributions at the two ends of the other.
+    """
+    op = ctx.op
+    result: Multipliers = [None, None]
+    if ctx.varies(0):
+        result[0] = _mean([back(i) for i in dict.fromkeys([ctx.x(1), ctx.x0(1)])])
+    if ctx.varies(1):
+        tables = dict.fromkeys([ctx.x(0), ctx.x0(0)])
+        jump = _mean([ctx.as_float(ctx.forward(x, ctx.x(1))) - ctx.as_float(ctx.forward(x, ctx.x0(1))) for x in tables])
+        phi = op.ReduceSum(m * jump, others, keepdims=0) if others else m * jump
+        slope = quotient(op.Reshape(op.cast(phi, ctx.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
+        result[1] = slope
+    return result
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    return values[0] if len(values) == 1 else (values[0] + values[1]) * 0.5
+
+
+@rule("ScatterElements")
+def scatter_elements(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """``y[.., i[.., p, ..], ..] = updates[.., p, ..]``, or added to it; the data elsewhere."""
+    axis = ctx.attribute("axis", 0) % len(ctx.shape())
+    fixed = ctx.constant(1)
+    if fixed is not None:
+        return _written(ctx, m[0], element_places(fixed, ctx.shape(), axis), len(ctx.shape()))
+    op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
+    overwritten = op.ScatterElements(m[0], i, op.zeros(updates, m[0].dtype), axis=axis)
+    return _written_at_random(ctx, m[0], overwritten, op.GatherElements(m[0], i, axis=axis))
+
+
+@rule("ScatterND")
+def scatter_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """``y[i_p1, i_p2, ..] = updates[p]``, numbers or slices, or added to it; the data elsewhere."""
+    fixed = ctx.constant(1)
+    if fixed is not None:
+        return _written(ctx, m[0], slice_places(fixed, ctx.shape(), 0), ctx.shape(1)[-1])
+    op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
+    overwritten = op.ScatterND(m[0], i, op.zeros(updates, m[0].dtype))
+    return _written_at_random(ctx, m[0], overwritten, op.GatherND(m[0], i))
+
+
+def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
+    """Updates at fixed `places` of the `depth` leading axes, taken as one; of several at one place the last stays."""
+    op, shape = ctx.op, ctx.shape()
+    flat = places.reshape(-1)
+    updates = op.Reshape(taken(m, range(depth), flat), np.array(ctx.shape(2), np.int64))
+    if _adds(ctx):
+        return [m, None, updates]
+    zero = op.constant(0.0, m.dtype)
+    written = np.zeros(math.prod(shape[:depth]), bool)
+    written[flat] = True
+    last = np.zeros(written.size, np.int64)
+    last[flat] = np.arange(flat.size)
+    stays = (last[flat] == np.arange(flat.size)).reshape(*places.shape, *[1] * (updates.rank - places.ndim))
+    data = op.Where(written.reshape(*shape[:depth], *[1] * (len(shape) - depth)), zero, m)
+    return [data, None, updates if stays.all() else op.Where(stays, updates, zero)]
+
+
+def _written_at_random(ctx: Context, m: Value, overwritten: Value, updates: Value) -> Multipliers:
+    """Updates at places that are known only when the program runs."""
+    if ctx.varies(1):
+        raise RuleError("its indices vary; only indices that are the same for sample and reference have a rule")
+    return [m if _adds(ctx) else overwritten, None, updates]
+
+
+def _adds(ctx: Context) -> bool:
+    reduction = ctx.attribute("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise RuleError(f"reduction={reduction!r} has no rule; 'none' and 'add' have")
+    return bool(reduction == "add")
+
+
+def element_places(indices: Array, shape: Sequence[int], axis: int) -> Array:
+    """Where GatherElements reads and ScatterElements writes in the flattened data, ``[*indices]``."""
+    grid = list(np.indices(indices.shape))
+    grid[axis] = indices % shape[axis]
+    return np.asarray(np.ravel_multi_index(grid, tuple(shape)))
+
+
+def slice_places(indices: Array, shape: Sequence[int], batch: int) -> Array:
+    """Where GatherND reads and ScatterND writes in the leading axes of the data, taken as one: ``[*indices[:-1]]``."""
+    depth = batch + indices.shape[-1]
+    ids = np.arange(math.prod(shape[:depth])).reshape(shape[:depth])
+    rows = np.indices(indices.shape[:-1])[:batch]
+    return np.asarray(ids[(*rows, *np.moveaxis(indices, -1, 0))])
