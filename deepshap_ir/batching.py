@@ -482,7 +482,8 @@ def own_batch(low: Lowering, step: Step) -> None:
     if step.op_type == "MaxPool" and len(run) > 1:  # Indices count over the whole batch
         run[1] = low.node("Mod", [run[1], low.integers([x.size])])
     for name, value in zip(run, step.outputs, strict=True):
-        low.reshape(name, x.axes, value.shape, value.name)
+        if name:
+            low.reshape(name, x.axes, value.shape, value.name)
 
 
 @batching("Resize")
@@ -529,27 +530,29 @@ def row_by_row(low: Lowering, step: Step) -> None:
     ]
     fixed = list(dict.fromkeys(v for v in step.inputs if v is not None and not v.axes and v.data is None))
     constants = {v.name: v.data for v in step.inputs if v is not None and v.data is not None}
-    first = step.outputs[0].name
+    present = [v for v in step.outputs if v.name]
+    first = present[0].name
     rows = {v: f"{first}_row{k}" for k, v in enumerate([*fixed, *dict.fromkeys(varying)])}
     states = [f"{rows[v]}_state" for v in fixed]
     inside = [rows.get(v, v.name) if v is not None else "" for v in step.inputs]
-    results = [f"{v.name}_one" for v in step.outputs]
+    results = [f"{v.name}_one" for v in present]
+    named = [f"{v.name}_one" if v.name else "" for v in step.outputs]
     body = helper.make_graph(
         [
-            onnx_node(step.op_type, step.domain, inside, results, step.attributes),
+            onnx_node(step.op_type, step.domain, inside, named, step.attributes),
             *(helper.make_node("Identity", [rows[v]], [state]) for v, state in zip(fixed, states, strict=True)),
         ],
         "one_row",
         [_value_info(name, v) for v, name in rows.items()],
-        [_value_info(name, v) for v, name in zip([*fixed, *step.outputs], [*states, *results], strict=True)],
+        [_value_info(name, v) for v, name in zip([*fixed, *present], [*states, *results], strict=True)],
         # constants are copied in and fixed operands passed as states: onnx.reference sees no outer scope in a Scan
         [numpy_helper.from_array(data, name) for name, data in constants.items()],
     )
-    stacked = [f"{v.name}_rows" for v in step.outputs]
+    stacked = [f"{v.name}_rows" for v in present]
     inputs = [*(v.name for v in fixed), *flat]
     outputs = [*(f"{state}_last" for state in states), *stacked]
     low.nodes.append(helper.make_node("Scan", inputs, outputs, num_scan_inputs=len(flat), body=body))
-    for name, value in zip(stacked, step.outputs, strict=True):
+    for name, value in zip(stacked, present, strict=True):
         low.reshape(name, axes, value.shape, value.name)
 
 

@@ -229,6 +229,8 @@ class Value:
 
 
 Operand = Value | ArrayLike
+Type = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape for one example, and dtype."""
 
 
 class Operator(Protocol):
@@ -375,9 +377,12 @@ class Emitter:
         inputs: Sequence[Value | None],
         attributes: Mapping[str, Any],
         outputs: int = 1,
-        types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]] | None = None,
+        types: Sequence[Type | None] | None = None,
     ) -> tuple[Value, ...]:
-        """Record one operator on values; `types`, (shape, dtype) of each output, replaces inference where given."""
+        """Record one operator on values; `types` of its outputs replace inference where given.
+
+        An output without a type is left out: its value has no name, and nothing may read it.
+        """
         if not domain and op_type in BROADCASTING and op_type != "PRelu":
             inputs = self._unexpanded(inputs)
         if not domain and op_type == "Mul":
@@ -405,9 +410,12 @@ class Emitter:
             return tuple(emit_node(self, node, inputs)[0])
         if isinstance(body, Graph):
             return tuple(self.graph(body, inputs))
-        types = [(graph.shapes[n], graph.dtypes[n]) if n else ((), self.dtype) for n in node.outputs]
-        results = self.emit(node.op_type, node.domain, inputs, node.attributes, len(node.outputs), types)
-        return tuple(v if n else None for n, v in zip(node.outputs, results, strict=True))
+        present = [k for k, n in enumerate(node.outputs) if n]
+        used = node.outputs[: present[-1] + 1] if present else ()
+        types = [(graph.shapes[n], graph.dtypes[n]) if n else None for n in used]
+        results = self.emit(node.op_type, node.domain, inputs, node.attributes, len(used), types)
+        unused = (None,) * (len(node.outputs) - len(used))
+        return (*(v if n else None for n, v in zip(used, results, strict=True)), *unused)
 
     def graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Emit all of `graph` on `inputs`; its outputs."""
@@ -478,11 +486,12 @@ class Emitter:
         op_type: str,
         domain: str,
         inputs: tuple[Value | None, ...],
-        types: Sequence[tuple[tuple[int, ...], np.dtype[Any]]],
+        types: Sequence[Type | None],
         attributes: Mapping[str, Any],
         axes: tuple[str, ...],
     ) -> tuple[Value, ...]:
-        results = tuple(Value(self, self._name("v"), shape, dtype, axes) for shape, dtype in types)
+        named = [(self._name("v"), *t) if t else ("", (), self.dtype) for t in types]
+        results = tuple(Value(self, name, shape, dtype, axes) for name, shape, dtype in named)
         self.record(Step(op_type, domain, inputs, results, attributes))
         return results
 
@@ -534,7 +543,7 @@ class Emitter:
         inputs: Sequence[Value | None],
         attributes: Mapping[str, Any],
         outputs: int,
-    ) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+    ) -> list[Type]:
         """Shape and dtype of each output, for one example."""
         first = inputs[0]
         if not domain and op_type in UNARY and outputs == 1 and first is not None:
