@@ -4,7 +4,7 @@ onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool and MaxPoo
 SAME_LOWER, AveragePool refuses `auto_pad`, GlobalMaxPool takes pictures only, Erf and Gelu round to float32, Mean does
 not broadcast, GatherElements takes no negative axis and no more than 64 elements, LRN takes samples for channels,
 LpNormalization with p = 1 forgets signs, GroupNormalization and MeanVarianceNormalization round to float32; Col2Im,
-ScatterElements and the pools need seconds for a small image.
+ScatterElements and the pools need seconds for a small image; LogSoftmax is -inf where Softmax is 0.
 """
 
 from __future__ import annotations
@@ -234,6 +234,15 @@ class ScatterElements(OpRun):
         return (result,)
 
 
+class LogSoftmax(OpRun):
+    """``x - log(sum(exp x))``; not the logarithm of a probability that is rounded to 0."""
+
+    def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+        axis = -1 if axis is None else axis
+        below = x - x.max(axis, keepdims=True)
+        return (below - np.log(np.exp(below).sum(axis, keepdims=True)),)
+
+
 class GroupNormalization(OpRun):
     """Groups of channels with mean 0 and variance 1, then scale and bias per channel or, before opset 21, per group."""
 
@@ -337,6 +346,7 @@ REPAIRED: list[type[OpRun]] = [
     Gelu,
     GroupNormalization,
     LRN,
+    LogSoftmax,
     LpNormalization,
     MaxPool,
     Mean,

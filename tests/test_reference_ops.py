@@ -127,3 +127,11 @@ def test_normalization(op_type: str, attributes: dict[str, Any], opset: int) -> 
     inputs = [x, *[RNG.normal(size=parameters).astype(np.float32) for _ in range(2 if parameters else 0)]]
     ours, theirs = both(op_type, inputs, attributes, opset=opset)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_log_softmax_far_below(axis: int) -> None:
+    """Logits so far apart that Softmax is 0."""
+    ours, theirs = both("LogSoftmax", [numbers(3, 5) * 200], {"axis": axis})
+    assert np.isfinite(ours[0]).all()
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
