@@ -1,7 +1,7 @@
-"""Multipliers of functions of one number, for many (sample, reference) pairs at once."""
+"""Functions of one number: their multipliers for many (sample, reference) pairs at once, and what must hold of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,77 @@ from onnx import TensorProto
 from deepshap_ir.evaluator import OnnxRuntime, Reference
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.registry import Resolver
-from deepshap_ir.testing import Runner, one_node_graph
+from deepshap_ir.testing import Runner, check_rule, one_node_graph
 
 Array = NDArray[Any]
 Function = Callable[[Array], Any]
+
+EXTREMES = np.array([-1000, -110, -88, -87.3, -50, -20, -9, -0.5, 0, 1e-3, 0.5, 9, 20, 50, 80.5, 88, 110, 1000])
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator, its function and derivative, the range of its argument, and the opset where it appears.
+
+    `within` : both points are in the range; else it is where one of them is.
+    """
+
+    operator: str
+    f: Function
+    derivative: Function
+    low: float = -12.0
+    high: float = 12.0
+    within: bool = False
+    opset: int = 18
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.operator + "".join(f"-{v}" for v in self.attributes.values())
+
+    def obeys_the_laws(self) -> None:
+        """`check_rule`, with the tolerances of a secant that subtracts nothing."""
+        low, high = (self.low, self.high) if self.within else (-3.0, 3.0)
+        margin = 0.05 * (high - low) if self.within else 0.0
+        check_rule(
+            self.operator,
+            [(1, 3, 2, 2)],
+            attributes=self.attributes,
+            opset=self.opset,
+            domain=(low + margin, high - margin),
+            tolerance=1e-12,
+            float32_tolerance=2e-6,
+        )
+
+    def is_accurate(self, x: Array, x0: Array) -> None:
+        """A few roundings of float32 for every pair; where the delta is 0 the derivative."""
+        found = multipliers(self.operator, x, x0, self.attributes, opset=self.opset)
+        with np.errstate(over="ignore"):
+            error, message = worst_error(found, self.f, self.derivative, x, x0)
+        assert error < 1e-6, message
+
+    def is_accurate_near_and_far(self) -> None:
+        """`is_accurate` for deltas from 1e-7 to 10."""
+        self.is_accurate(*grid(self.low, self.high, within=self.within))
+
+    def is_accurate_up_to(self, largest: float) -> None:
+        """`is_accurate` between any two of `EXTREMES`: saturated, overflowing, underflowing."""
+        self.is_accurate(*every_pair(EXTREMES[abs(EXTREMES) <= largest]))
+
+
+def every_pair(points: ArrayLike) -> tuple[Array, Array]:
+    """Each point with each, in float32."""
+    x, x0 = np.meshgrid(points, points)
+    return x.ravel().astype(np.float32), x0.ravel().astype(np.float32)
+
+
+def is_accurate_near_a_singularity(operator: str, f: Function, points: Sequence[float]) -> None:
+    """Between any two points, relative to the secant, and finite for each with itself."""
+    x, x0 = every_pair(points)
+    apart = x != x0
+    a, b = x[apart].astype(np.float64), x0[apart].astype(np.float64)
+    found = multipliers(operator, x, x0)
+    np.testing.assert_allclose(found[apart], (f(a) - f(b)) / (a - b), rtol=1e-6)
+    assert np.isfinite(found).all()
 
 
 def multipliers(
@@ -36,8 +103,8 @@ def multipliers(
     x, x0 = np.asarray(x, np.float32), np.asarray(x0, np.float32)
     graph = one_node_graph(operator, [x[None].astype(np.float64), *others], [0], attributes, opset).astype(np.float32)
     run = Runner(graph, Resolver(), OnnxRuntime())
-    found: Array = run.multipliers([x[None, None]], [x0[None, None]], np.full((1, 1, len(x)), seed))[0]
-    return found[0, 0, 0, 0]
+    found = run.multipliers([x[None, None]], [x0[None, None]], np.full((1, 1, len(x)), seed))
+    return np.asarray(found[0][0, 0, 0, 0])
 
 
 def grid(low: float, high: float, largest: float = 10.0, within: bool = False) -> tuple[Array, Array]:

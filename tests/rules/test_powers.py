@@ -4,12 +4,54 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import Array, cast_after, contributions, grid, multipliers, worst_error
+from pairs import (
+    Array,
+    Case,
+    Function,
+    cast_after,
+    contributions,
+    grid,
+    is_accurate_near_a_singularity,
+    multipliers,
+    worst_error,
+)
 
 from deepshap_ir.testing import check_rule, exact_shapley
 
 WHOLE = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0]
 POSITIVE = [-1.0, -2.0, -3.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.3, 1.7, 7.1, -1.3, 0.01]
+
+
+CASES = [
+    Case("Sqrt", np.sqrt, lambda x: 0.5 * x**-0.5, 1e-3, 6.0, within=True),
+    Case("Reciprocal", lambda x: 1.0 / x, lambda x: -(x**-2.0), 1e-3, 6.0, within=True),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_laws_of_roots_and_reciprocals(case: Case) -> None:
+    case.obeys_the_laws()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_roots_and_reciprocals_between_near_and_far_points(case: Case) -> None:
+    case.is_accurate_near_and_far()
+
+
+@pytest.mark.parametrize(
+    ("operator", "f", "points"),
+    [
+        ("Sqrt", np.sqrt, [0.0, 1e-38, 1e-30, 1e-10, 1.0, 1e10, 3e38]),
+        ("Reciprocal", lambda x: 1.0 / x, [1e-15, 1e-10, 1.0, 1e10, 1e18]),
+    ],
+)
+def test_near_a_singularity(operator: str, f: Function, points: list[float]) -> None:
+    is_accurate_near_a_singularity(operator, f, points)
+
+
+def test_zero_between_two_zeros_under_a_root() -> None:
+    """The slope is infinite and the delta 0; a finite multiplier keeps what lies upstream finite."""
+    assert multipliers("Sqrt", [0.0], [0.0]) == [0.0]
 
 
 @pytest.mark.parametrize("exponent", [*WHOLE, 40.0])
