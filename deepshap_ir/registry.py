@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from deepshap_ir.errors import RuleError
+from deepshap_ir.errors import InputError, RuleError
 from deepshap_ir.graph import Node
 
 if TYPE_CHECKING:
@@ -146,14 +148,42 @@ def collected() -> Iterator[RuleSet]:
         _collecting.reset(token)
 
 
+OPTIONS = {"max_pooling": ("shap", "shapley"), "max": ("shapley", "shap")}
+"""Choices among rules, the default first: max pooling; Max, Min, their reductions and global max pooling."""
+
+
+@cache
+def load_installed_rules() -> None:
+    """Import the modules that installed packages name in the entry-point group `deepshap_ir.rules`.
+
+    Raises
+    ------
+    RuleError : a package's module cannot be imported, or registers what is registered already.
+    """
+    for entry in entry_points(group="deepshap_ir.rules"):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else "a package"
+            raise RuleError(
+                f"the rules {entry.value!r} of {package} cannot be loaded: {error}; update or uninstall it"
+            ) from error
+
+
 class Resolver:
     """Finds the rule of a node: node name > rules given to this explainer > the registry."""
 
     def __init__(self, sets: Iterable[RuleSet] = (), options: Mapping[str, Any] | None = None) -> None:
         import deepshap_ir.rules  # noqa: F401  (registers the built-in rules)
 
+        load_installed_rules()
         self.sets = [*sets, BUILT_IN]
         self.options = dict(options or {})
+        for name, value in self.options.items():
+            if name not in OPTIONS:
+                raise InputError(f"options: there is no {name!r}; there are {', '.join(map(repr, OPTIONS))}")
+            if value not in OPTIONS[name]:
+                raise InputError(f"options: {name}={value!r}; choose {' or '.join(map(repr, OPTIONS[name]))}")
 
     def rule(self, node: Node) -> Rule | None:
         """The rule for `node`, None where there is none."""
