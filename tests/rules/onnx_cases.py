@@ -57,7 +57,7 @@ def node_cases(module: str) -> list[Case]:
         if max(a.size for a in (*outputs, *inputs) if a is not None) > LARGEST:
             continue
         opset = next(o.version for o in case.model.opset_import if not o.domain)
-        if not onnx.defs.get_schema(node.op_type, 18, "").since_version <= opset <= NEWEST:
+        if not onnx.defs.get_schema(node.op_type, max(18, opset), "").since_version <= opset <= NEWEST:
             continue
         attributes = {a.name: attribute_value(a) for a in node.attribute}
         found.append(Case(case.name, node.op_type, inputs, attributes, max(18, opset), len(node.output)))
