@@ -94,7 +94,7 @@ class OnnxRuntime:
 
     def put(self, array: Array) -> onnxruntime.OrtValue:
         """An array in onnxruntime's form."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
     def get(self, value: onnxruntime.OrtValue) -> Array:
         """A numpy array."""
