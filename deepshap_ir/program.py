@@ -124,7 +124,7 @@ def build_plan(
     xs, x0s = [], []
     for name in graph.inputs:
         shape, dtype = graph.shapes[name], graph.dtypes[name]
-        batched = graph.batch_axes.get(name, 0) is not None
+        batched = name in explained or graph.batch_axes.get(name, 0) is not None
         x = op.input(f"sample_{name}", shape, dtype, [SAMPLE] if batched else [])
         xs.append(x)
         axes = [SAMPLE, BACKGROUND] if own_references else [BACKGROUND]
@@ -142,6 +142,11 @@ def build_plan(
     require_rules(graph, resolver, varying)
 
     seed = op.input("seed", graph.shapes[output], op.dtype, [OUTPUT, SAMPLE] if ranked else [OUTPUT])
+
+    def per_output(value: Value) -> Value:
+        """`value`, also where a multiplier is 0 whatever the seed."""
+        return value if OUTPUT in value.axes else value + op.ReduceSum(seed, keepdims=0) * 0.0
+
     found = walker.backward(graph, known, {output: seed}, places)
     result: dict[tuple[str, ...], Value] = {("output",): y, ("base",): y0}
     per_pair_base = y0.axes != (BACKGROUND,)
@@ -157,7 +162,7 @@ def build_plan(
         if m is None:
             continue
         delta = op.Sub(op.cast(x, m.dtype), op.cast(x0, m.dtype))
-        contribution = m * delta
+        contribution = per_output(m * delta)
         result["sum", name] = op.sum_over(contribution, BACKGROUND)
         if details:
             if name not in explained:
@@ -170,9 +175,7 @@ def build_plan(
     nodes = {}
     for node, residual in walker.ledger or ():
         nodes[node.name] = node
-        if BACKGROUND in residual.axes:
-            residual = op.sum_over(residual, BACKGROUND)
-        result["residual", node.name] = residual
+        result["residual", node.name] = op.sum_over(per_output(residual), BACKGROUND)
     return Plan(*split(op, list(dict.fromkeys(result.values()))), result, places, output, per_pair_base, nodes)
 
 
