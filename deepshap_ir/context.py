@@ -131,7 +131,7 @@ class Context(_NodeView):
         given = [*inputs, *[None] * (len(self.node.inputs) - len(inputs))]
         result = self.op.node(self.node, given, self.graph)[j]
         if result is None:
-            raise RuleError(f"{self.node}: output {j} is not computed")
+            raise RuleError(f"output {j} is not computed")
         return result
 
     def at(self, xs: Sequence[Value | None], x0s: Sequence[Value | None] | None = None) -> Context:
@@ -157,7 +157,7 @@ class Context(_NodeView):
     def _present(self, values: Sequence[Value | None], i: int, what: str) -> Value:
         value = values[i] if i < len(values) else None
         if value is None:
-            raise RuleError(f"{self.node}: {what} {i} is absent")
+            raise RuleError(f"{what} {i} is absent")
         return value
 
 

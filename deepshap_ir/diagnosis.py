@@ -39,7 +39,7 @@ def describe_leaks(gap: Array, scale: Array, output: Array, graph: Graph, ledger
     ]
     leaks = sorted(((float(np.abs(r).max()), name) for name, r in ledger.items()), reverse=True)[:SHOWN]
     nodes = {node.name: node for node in graph.nodes}
-    listed = ", ".join(f"{nodes[name] if name in nodes else name} ({size:.3g})" for size, name in leaks if size > 0)
+    listed = ", ".join(f"{nodes.get(name, name)} ({size:.3g})" for size, name in leaks if size > 0)
     lines.append(f"Nodes that leak most: {listed or 'none on their own; the sum loses float32 digits'}.")
     lines.append("precision='float64' tells rounding from a wrong rule; check_additivity=False skips this check.")
     return "\n".join(lines)
@@ -53,14 +53,14 @@ def first_non_finite(
     Parameters
     ----------
     arguments : of `build_plan`.
-    sample : input name -> ``[1, *shape]``.
+    sample : input name -> ``[1, *shape]``; ``[*shape]`` of a held input without a batch axis.
     references : input name -> ``[B, *shape]``.
     row : the sample's position in the data.
     """
     names = [name for node in graph.nodes for name in node.outputs if name and graph.dtypes[name].kind == "f"]
     producer = graph.producer()
     runner = Runner(graph_to_model(graph, names))
-    one = {name: a[0] if graph.batch_axes[name] is not None else a for name, a in sample.items()}
+    one = {name: a.reshape(graph.shapes[name]) for name, a in sample.items()}
     passes = [(f"sample {row}", one)]
     passes += [
         (f"reference {j}", {**one, **{name: a[j] for name, a in references.items()}})

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from tqdm.auto import tqdm
 
 from deepshap_ir.batching import dimension
-from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE
+from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
 from deepshap_ir.program import Plan, Program, nbytes
@@ -178,7 +178,7 @@ class Evaluator:
 
         Parameters
         ----------
-        samples : input name -> ``[N, *shape]``; without the leading axis where the input has no batch axis.
+        samples : input name -> ``[N, *shape]``; ``[*shape]`` of a held input without a batch axis.
         references : input name -> ``[B, *shape]``; for own references a function from a sample's position.
         seeds : multipliers of the explained output, ``[K, *shape]``, or ``[K, N, *shape]`` where outputs are ranked.
         """
@@ -186,19 +186,25 @@ class Evaluator:
         ranked = seeds.ndim > len(self.plan.result["output",].shape) + 1
         pieces = self.pieces(k, n, n_references)
         total = _Totals(self.plan, k, n)
+        fixed = self._fixed(samples)
         cache: dict[int, Tensors] = {}
+        own: tuple[slice, Tensors] | None = None
         with _Bar(self.progress, n * n_references * k) as bar:
             for b, tile_range in self._rounds(n, n_references, pieces, own=callable(references)):
                 shared: Tensors = {}
                 if not callable(references):
                     rows = {f"background_{name}": a[b] for name, a in references.items()}
-                    shared = self._run("background", rows, {BACKGROUND: _length(b)})
+                    shared = self._run("background", rows | fixed, {BACKGROUND: _length(b)})
                     total.add("background", shared, slice(0, n), slice(0, k), self.backend)
                 for tile in _ranges(tile_range.stop, pieces[SAMPLE], tile_range.start):
                     at_samples = self._samples(samples, tile, cache)
                     if b.start == 0:
                         total.add("sample", at_samples, tile, slice(0, k), self.backend)
-                    at_references = self._stacked(references, tile, b) if callable(references) else shared
+                    at_references = shared
+                    if callable(references):
+                        if own is None or own[0] != tile:  # asked once for each sample, as its answer may be random
+                            own = (tile, _stacked(references, tile))
+                        at_references = {name: self.backend.put(a[:, b]) for name, a in own[1].items()}
                     for outputs in _ranges(k, pieces[OUTPUT]):
                         sizes = {OUTPUT: _length(outputs), SAMPLE: _length(tile), BACKGROUND: _length(b)}
                         odd = any(sizes[axis] != pieces[axis] for axis in AXES)
@@ -217,12 +223,12 @@ class Evaluator:
             total.add("sample", self._samples(samples, tile, {}), tile, slice(0, 1), self.backend)
         return total.output()
 
-    def base(self, references: Mapping[str, Array], n_references: int) -> Array:
-        """The mean output over the references, ``[*shape]``, where it does not depend on the sample."""
+    def base(self, references: Mapping[str, Array], samples: Mapping[str, Array], n_references: int) -> Array:
+        """The mean output over the references, ``[*shape]``, where no input of `samples` has a batch axis."""
         total = _Totals(self.plan, 1, 1)
         for b in _ranges(n_references, self.pieces(1, 1, n_references)[BACKGROUND]):
             rows = {f"background_{name}": a[b] for name, a in references.items()}
-            found = self._run("background", rows, {BACKGROUND: _length(b)})
+            found = self._run("background", rows | self._fixed(samples), {BACKGROUND: _length(b)})
             total.add("background", found, slice(0, 1), slice(0, 1), self.backend)
         base: Array = total.sums["base",] / n_references
         return base
@@ -264,8 +270,15 @@ class Evaluator:
         return max((len(a) for name, a in samples.items() if self._batched(name)), default=1)
 
     def _batched(self, name: str) -> bool:
-        inputs = [v for p in self.plan.programs().values() for v in p.inputs]
-        return any(v.name == f"sample_{name}" and v.axes for v in inputs)
+        return any(v.name == f"sample_{name}" and v.axes for v in self._inputs())
+
+    def _fixed(self, samples: Mapping[str, Array]) -> dict[str, Array]:
+        """What is fed to every program, as all samples share it."""
+        names = {v.name for v in self._inputs() if not v.axes}
+        return {f"sample_{name}": a for name, a in samples.items() if f"sample_{name}" in names}
+
+    def _inputs(self) -> list[Value]:
+        return [v for p in self.plan.programs().values() for v in p.inputs]
 
     def _rounds(self, n: int, n_references: int, pieces: Mapping[str, int], own: bool) -> Iterator[tuple[slice, slice]]:
         """Which references meet which samples, in order: all samples per piece of references, unless these are own."""
@@ -274,14 +287,6 @@ class Evaluator:
             yield from ((b, tile) for tile in _ranges(n, pieces[SAMPLE]) for b in blocks)
         else:
             yield from ((b, slice(0, n)) for b in blocks)
-
-    def _stacked(self, references: OwnReferences, tile: slice, b: slice) -> Tensors:
-        """References of the samples of a tile, ``[N, B, *shape]``."""
-        rows = [references(i) for i in range(tile.start, tile.stop)]
-        counts = {len(a) for row in rows for a in row.values()}
-        if len(counts) > 1:
-            raise InputError(f"the function for the references gave {sorted(counts)} rows; each sample needs as many")
-        return {f"background_{name}": self.backend.put(np.stack([row[name][b] for row in rows])) for name in rows[0]}
 
     def _samples(self, samples: Mapping[str, Array], tile: slice, cache: dict[int, Tensors]) -> Tensors:
         """Values of the samples of a tile; kept while they fit in a quarter of the limit."""
@@ -331,7 +336,7 @@ class _Totals:
             place = tuple({OUTPUT: outputs, SAMPLE: tile}[axis] for axis in value.axes)
             if role[0] in ("output", "place"):
                 total[place] = array
-            elif SAMPLE in value.axes or OUTPUT in value.axes or stage == "background":
+            elif OUTPUT in value.axes or outputs.start == 0:  # a value that all outputs share is there for each block
                 total[place] += array
 
     def output(self) -> Array:
@@ -364,6 +369,15 @@ class _Bar:
     def update(self, pairs: int) -> None:
         """Count pairs done."""
         self._bar.update(pairs)
+
+
+def _stacked(references: OwnReferences, tile: slice) -> Tensors:
+    """References of the samples of a tile, ``[N, B, *shape]``."""
+    rows = [references(i) for i in range(tile.start, tile.stop)]
+    counts = {len(a) for row in rows for a in row.values()}
+    if len(counts) > 1:
+        raise InputError(f"the function for the references gave {sorted(counts)} rows; each sample needs as many")
+    return {f"background_{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def available_memory() -> int:

@@ -163,7 +163,8 @@ class DeepExplainer:
         if self._expected is None and self._imported is not None:
             evaluator = self._evaluator()
             if not evaluator.plan.per_pair_base:
-                base = evaluator.base(self._references, self._imported.rows)
+                held = {n: self._layout.rows(n, a) for n, a in self._imported.background.items()}
+                base = evaluator.base(self._references, held, self._imported.rows)
                 self._expected = base.reshape(self.output_shape)
         return self._expected
 
@@ -267,15 +268,22 @@ class DeepExplainer:
     @property
     def _references(self) -> dict[str, Array]:
         """The background by input name, ``[B, *shape]``."""
+        imported = self._require()
+        return self._explained_rows(imported.background, imported.rows)
+
+    def _explained_rows(self, arrays: Mapping[str, Array], n: int) -> dict[str, Array]:
+        """The explained inputs, ``[N, *shape]``, those without a batch axis as often as there are rows."""
         imported, layout = self._require(), self._layout
-        return {name: layout.rows(name, imported.background[name]) for name in imported.explained}
+        rows = {name: layout.rows(name, arrays[name]) for name in imported.explained}
+        return {name: np.broadcast_to(a, (n, *imported.graph.shapes[name])) for name, a in rows.items()}
 
     def _read(self, X: Any) -> tuple[dict[str, Array], int]:  # noqa: N803
         """Samples by input name, ``[N, *shape]``, and their number."""
         if self._imported is None:
             self._import(self.data(_first_sample(X)))
+            self._evaluator()
         arrays, n = self._require().read(X)
-        return {name: self._layout.rows(name, a) for name, a in arrays.items()}, n
+        return {name: self._layout.rows(name, a) for name, a in arrays.items()} | self._explained_rows(arrays, n), n
 
     def _own_references(self, samples: Mapping[str, Array]) -> Callable[[int], dict[str, Array]]:
         """A function from a sample's position to its references by input name, ``[B, *shape]``."""
@@ -283,8 +291,7 @@ class DeepExplainer:
 
         def references(i: int) -> dict[str, Array]:
             given = self.data([layout.features(name, samples[name][i]) for name in imported.explained])
-            arrays, _ = imported.read(given, f"references of sample {i}")
-            return {name: layout.rows(name, arrays[name]) for name in imported.explained}
+            return self._explained_rows(*imported.read(given, f"references of sample {i}"))
 
         return references
 
@@ -349,7 +356,10 @@ class DeepExplainer:
         bypassing = [name for name in self._require().explained if name not in places]
 
         def attributions(details: bool) -> Attributions:
-            parts, count = self._evaluate(self._evaluator(ranked, details), samples, blocks)
+            evaluator = self._evaluator(ranked, details)
+            parts, count = self._evaluate(evaluator, samples, blocks)
+            base = parts[0].base.reshape(-1, *layout.output_shape)
+            self._expected = base if evaluator.plan.per_pair_base else base[0]
             return gather(layout, parts, count, samples, n, places, bypassing, ranks)
 
         found = attributions(details)
@@ -360,14 +370,13 @@ class DeepExplainer:
             if (found.gap() > TOLERANCE * found.scale()).any():
                 gap, scale = found.gap(), found.scale()
                 raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, self.ledger(X)))
-        if callable(self.data) or self._evaluator().plan.per_pair_base:
-            self._expected = found.base
         return found
 
     def _refuse_non_finite(self, samples: Mapping[str, Array], row: int) -> None:
         """Raise the error that names what is not finite at a sample."""
-        axes = self.graph.batch_axes
-        one = {name: a[row : row + 1] if axes[name] is not None else a for name, a in samples.items()}
+        shared = set(samples) - set(self._require().explained)
+        shared = {name for name in shared if self.graph.batch_axes[name] is None}
+        one = {name: a if name in shared else a[row : row + 1] for name, a in samples.items()}
         references = self._own_references(samples)(row) if callable(self.data) else self._references
         raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, references, row))
 

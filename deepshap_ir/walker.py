@@ -166,7 +166,7 @@ class Walker:
 
 
 def fit(op: Emitter, m: Value, shape: tuple[int, ...]) -> Value | None:
-    """`m` summed over the dimensions along which `shape` was broadcast, or repeated to `shape`; None if neither fits."""
+    """`m` summed over the dimensions along which `shape` was broadcast, or repeated to it; None if neither fits."""
     if m.shape == shape:
         return m
     added = m.rank - len(shape)
