@@ -1,0 +1,362 @@
+"""Tree ensembles by exact interventional TreeSHAP, for every (sample, reference) pair.
+
+For one leaf of value v let U be the features whose conditions on its path the sample meets and the reference does not,
+V the reverse. A leaf with a condition that neither meets gives nothing to anyone; any other gives
+
+``v (|U| - 1)! |V|! / (|U| + |V|)!`` to each of U and ``-v |U|! (|V| - 1)! / (|U| + |V|)!`` to each of V.
+
+Which conditions a row violates is one number per leaf with a digit per condition. The sum ``code(x) + 2 code(x0)`` has
+the digit 1 for V, 2 for U and 3 where the leaf is out of reach, so that both weights stand in a table. As U are the
+conditions that the reference violates, of a leaf in reach, and V those that the sample violates, two products with the
+rows' own matrices of violations sum them over the leaves.
+
+Lundberg et al. 2020 (Nature Machine Intelligence 2), "Interventional feature perturbation".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepshap_ir.extend import Array, Context, Emitter, Expansion, Graph, Node, RuleError, Value, expand, rule
+from deepshap_ir.rules.classical import as_output, label, post_transform
+from deepshap_ir.rules.shapley import quotient
+from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
+
+DIGITS = 8
+"""Conditions per code: ``4**8`` codes have their weights in one table."""
+
+LEAVES = 512
+"""Leaves in one piece of the ensemble, of large ensembles more."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Leaves that are computed together.
+
+    Attributes
+    ----------
+    literals : ``[L, S, J]``: places in "violations of the tests, of their opposites, and 0".
+    slots : ``[L, F']``: for each of the features the place of its slot in ``[L S, 0]``.
+    values : ``[L, T']``: what the leaves add to each of the targets.
+    features, targets : ``[F']``, ``[T']``: which they are.
+    """
+
+    literals: Array
+    slots: Array
+    values: Array
+    features: Array
+    targets: Array
+
+    @property
+    def conditions(self) -> int:
+        """S, the most conditions of a leaf."""
+        return int(self.literals.shape[1])
+
+    @property
+    def words(self) -> int:
+        """Codes per leaf."""
+        return -(-self.conditions // DIGITS)
+
+
+@expand("ai.onnx.ml::TreeEnsembleRegressor")
+def tree_ensemble_regressor(ctx: Expansion) -> Value:
+    """Sums over the trees, or the extreme tree, plus base values."""
+    attributes = ctx.node.attributes
+    forest = forest_by_ids(attributes, "target", int(ctx.attribute("n_targets", 1)))
+    scores = _aggregated(ctx, forest, ctx.attribute("aggregate_function", "SUM"))
+    scores = _plus_base(ctx, scores)
+    return as_output(ctx, post_transform(scores, ctx.attribute("post_transform", "NONE")), 0)
+
+
+@expand("ai.onnx.ml::TreeEnsemble")
+def tree_ensemble(ctx: Expansion) -> Value:
+    """The operator of version 5, whose attributes are numbers."""
+    forest = forest_by_position(ctx.node.attributes)
+    aggregate = ("AVERAGE", "SUM", "MIN", "MAX")[int(ctx.attribute("aggregate_function", 1))]
+    transform = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[int(ctx.attribute("post_transform", 0))]
+    return as_output(ctx, post_transform(_aggregated(ctx, forest, aggregate), transform), 0)
+
+
+@expand("ai.onnx.ml::TreeEnsembleClassifier")
+def tree_ensemble_classifier(ctx: Expansion) -> list[Value | None]:
+    """Sums per class. Trees that know one of two classes give the other what is left of 1, or the negative.
+
+    The latter where some weight is negative; that is what onnxruntime does.
+    """
+    labels = ctx.attribute("classlabels_int64s") or ctx.attribute("classlabels_strings") or []
+    forest = forest_by_ids(ctx.node.attributes, "class", len(labels))
+    transform = ctx.attribute("post_transform", "NONE")
+    classes = {t for leaf in forest.leaves for t in leaf.weights}
+    positive = all(w >= 0 for leaf in forest.leaves for ws in leaf.weights.values() for w in ws)
+    one_sided = len(labels) <= 2 and classes == {0}
+    if not one_sided:
+        scores = _plus_base(ctx, _aggregated(ctx, forest, "SUM"))
+        return [label(ctx, scores, labels), as_output(ctx, post_transform(scores, transform), 1)]
+    op = ctx.op
+    score = _plus_base(ctx, _aggregated(ctx, Forest(forest.tests, forest.leaves, 1, forest.n_trees), "SUM"), last=True)
+    if transform == "PROBIT":
+        both = post_transform(score, transform)
+    elif len(labels) == 2 and positive:
+        both = op.Concat(1.0 - score, score, axis=-1)
+    else:
+        both = op.Concat(-score, score, axis=-1)
+        both = op.Sigmoid(both) if transform == "LOGISTIC" else both
+    return [label(ctx, both, labels), as_output(ctx, both, 1)]
+
+
+def _plus_base(ctx: Expansion, scores: Value, last: bool = False) -> Value:
+    """`scores` plus the base values; the `last` of them where there is one score."""
+    base = ctx.attribute("base_values_as_tensor")
+    if base is None or np.size(base) == 0:
+        base = np.array(ctx.attribute("base_values", []), np.float32)
+    base = np.asarray(base).reshape(-1)
+    if not base.size:
+        return scores
+    return scores + ctx.op.constant(base[-1:] if last else base, scores.dtype)
+
+
+def _aggregated(ctx: Expansion, forest: Forest, aggregate: str) -> Value:
+    """``[N, T]``: the targets of all trees together."""
+    if aggregate == "SUM":
+        return _sums(ctx, forest)
+    if aggregate == "AVERAGE":
+        return _sums(ctx, forest) * (1.0 / forest.n_trees)
+    extreme = {"MIN": min, "MAX": max}[aggregate]
+    for leaf in forest.leaves:
+        leaf.weights = {t: [extreme(ws)] for t, ws in leaf.weights.items()}
+    known = [[{t in leaf.weights for leaf in forest.leaves if leaf.tree == k} for k in range(forest.n_trees)]
+             for t in range(forest.n_targets)]  # fmt: skip
+    if any(len(some) > 1 for row in known for some in row):
+        raise RuleError(f"{ctx.node}: {aggregate} over trees some of whose leaves do not know a target")
+    each = _sums(ctx, forest.by_tree())
+    columns = []
+    for t, row in enumerate(known):
+        places = [t * forest.n_trees + k for k, some in enumerate(row) if some == {True}]
+        trees = ctx.op.Gather(each, ctx.op.constant(np.array(places, np.int64)), axis=-1)
+        reduce = ctx.op.ReduceMin if aggregate == "MIN" else ctx.op.ReduceMax
+        columns.append(reduce(trees, [-1], keepdims=1))
+    return columns[0] if len(columns) == 1 else ctx.op.Concat(*columns, axis=-1)
+
+
+def _sums(ctx: Expansion, forest: Forest) -> Value:
+    """The ensemble as one node: its program gives the sums ``[N, T]`` and what the rule needs of a row."""
+    op, x = ctx.op, ctx.x()
+    x = x if x.is_float else op.cast(x, op.dtype)
+    x = op.Reshape(x, [1, -1]) if x.rank == 1 else x
+    pieces = cut(forest)
+    if not pieces:
+        return op.Expand(op.constant(_constant(forest), x.dtype), [x.shape[0], forest.n_targets])
+    inner = Emitter(op.opsets, op.dtype)
+    fed = inner.input("x", x.shape, x.dtype, ["sample"])
+    results = program(fed, forest, pieces)
+    body = as_graph(inner, fed, results)
+    types = [(v.shape, v.dtype) for v in results]
+    attributes = {"body": body, "pieces": tuple(pieces)}
+    return op.emit("Trees", "deepshap_ir", [x], attributes, len(results), types)[0]
+
+
+def cut(forest: Forest) -> list[Piece]:
+    """The leaves in pieces: those that add to the same targets, and have as many words, together."""
+    groups: dict[Any, list[tuple[Leaf, dict[int, list[tuple[int, bool]]]]]] = {}
+    for leaf in forest.leaves:
+        if leaf.path and any(any(ws) for ws in leaf.weights.values()):
+            slots = forest.slots(leaf)
+            key = (tuple(sorted(leaf.weights)), -(-len(slots) // DIGITS))
+            groups.setdefault(key, []).append((leaf, slots))
+    size = max(LEAVES, len(forest.leaves) // 64)
+    pieces = []
+    for targets, _ in groups:
+        members = groups[targets, _]
+        count = -(-len(members) // size)
+        for part in np.array_split(np.arange(len(members)), count):
+            pieces.append(_piece(forest, [members[k] for k in part], targets))
+    return pieces
+
+
+def _constant(forest: Forest) -> Array:
+    """``[T]``: what trees of a single leaf give."""
+    total = np.zeros(forest.n_targets)
+    for leaf in forest.leaves:
+        for t, weights in leaf.weights.items():
+            total[t] += 0.0 if leaf.path else sum(weights)
+    return total
+
+
+def _piece(
+    forest: Forest, leaves: Sequence[tuple[Leaf, dict[int, list[tuple[int, bool]]]]], targets: Sequence[int]
+) -> Piece:
+    n = len(forest.tests)
+    features = sorted({f for _, slots in leaves for f in slots})
+    s = max((len(slots) for _, slots in leaves), default=0)
+    s = s if s <= DIGITS else -(-s // DIGITS) * DIGITS
+    j = max((len(found) for _, slots in leaves for found in slots.values()), default=1)
+    literals = np.full((len(leaves), s, j), 2 * n, np.int64)
+    places = np.full((len(leaves), len(features)), len(leaves) * s, np.int64)
+    values = np.zeros((len(leaves), len(targets)))
+    for row, (leaf, slots) in enumerate(leaves):
+        for k, (feature, found) in enumerate(slots.items()):
+            literals[row, k] = found[0][0] + (0 if found[0][1] else n)
+            literals[row, k, : len(found)] = [number + (0 if holds else n) for number, holds in found]
+            places[row, features.index(feature)] = row * s + k
+        values[row] = [sum(leaf.weights[t]) for t in targets]
+    return Piece(literals, places, values, np.array(features, np.int64), np.array(targets, np.int64))
+
+
+def program(x: Value, forest: Forest, pieces: Sequence[Piece]) -> list[Value]:
+    """``[N, T]``, and per piece codes ``[N, L, words]`` and violations ``[N, L, F']``."""
+    op, n = x.op, x.shape[0]
+    total = op.constant(_constant(forest), x.dtype)
+    rows: list[Value] = []
+    violated = _violations(x, forest)
+    both = op.Concat(violated, 1.0 - violated, op.zeros((n, 1), x.dtype), axis=-1)
+    for piece in pieces:
+        leaves, s, _ = piece.literals.shape
+        values = op.constant(piece.values, x.dtype)
+        each = op.Gather(both, op.constant(piece.literals), axis=-1)
+        each = op.ReduceMax(each, [-1], keepdims=0)
+        digits = min(s, DIGITS)
+        power = op.constant(4.0 ** np.arange(digits), x.dtype)
+        code = op.cast(op.MatMul(op.Reshape(each, [n, leaves, piece.words, digits]), power), np.int32)
+        reached = op.Equal(op.ReduceMax(code, [-1], keepdims=0), op.constant(0, np.int32))
+        total = total + _spread(op.MatMul(op.cast(reached, x.dtype), values), piece.targets, forest.n_targets)
+        with_zero = op.Concat(op.Reshape(each, [n, leaves * s]), op.zeros((n, 1), x.dtype), axis=-1)
+        by_feature = op.Gather(with_zero, op.constant(piece.slots), axis=-1)
+        rows += [code, by_feature * values if len(piece.targets) == 1 else by_feature]
+    return [total, *rows]
+
+
+def _violations(x: Value, forest: Forest) -> Value:
+    """``[N, tests]``: 1 where a test fails, else 0."""
+    op = x.op
+    columns = []
+    for mode in MODES:
+        tests = [test for test in forest.tests if test[0] == mode]
+        if not tests:
+            continue
+        value = op.Gather(x, op.constant(np.array([feature for _, feature, _, _ in tests], np.int64)), axis=-1)
+        if mode == "BRANCH_MEMBER":
+            sets = [np.atleast_1d(np.array(members, np.float64)) for _, _, members, _ in tests]
+            table = np.full((len(sets), max(map(len, sets), default=1)), np.nan)
+            for row, members in zip(table, sets, strict=True):
+                row[: len(members)] = members
+            equal = op.Equal(op.Unsqueeze(value, [-1]), op.constant(table, x.dtype))
+            passed = op.ReduceMax(op.cast(equal, x.dtype), [-1], keepdims=0) > 0.0
+        else:
+            passed = _compare(mode, value, op.constant(np.array([number for _, _, number, _ in tests]), x.dtype))
+        missing = np.array([nan for _, _, _, nan in tests])
+        if missing.any():
+            passed = op.Or(passed, op.And(op.IsNaN(value), op.constant(missing)))
+        columns.append(1.0 - op.cast(passed, x.dtype))
+    return columns[0] if len(columns) == 1 else op.Concat(*columns, axis=-1)
+
+
+def _compare(mode: str, x: Value, number: Value) -> Value:
+    op = x.op
+    if mode == "BRANCH_NEQ":
+        return op.Not(op.Equal(x, number))
+    name = {"LEQ": "LessOrEqual", "LT": "Less", "GTE": "GreaterOrEqual", "GT": "Greater", "EQ": "Equal"}
+    return op.call(name[mode.removeprefix("BRANCH_")], x, number)
+
+
+def _spread(columns: Value, places: Array, n: int) -> Value:
+    """``[..., n]`` with `columns` at `places`, and 0 elsewhere."""
+    if len(places) == n and (places == np.arange(n)).all():
+        return columns
+    chosen = np.zeros((len(places), n))
+    chosen[np.arange(len(places)), places] = 1.0
+    return columns @ columns.op.constant(chosen, columns.dtype)
+
+
+@rule("deepshap_ir::Trees")
+def interventional(ctx: Context, m: Sequence[Value]) -> Value:
+    """``m_f = sum over targets t of m_t phi_tf / (x_f - x0_f)``."""
+    op, (n, n_features) = ctx.op, ctx.shape()
+    n_targets = m[0].shape[-1]
+    of_all: Value | None = None
+    by_target: dict[int, Value] = {}
+    for k, piece in enumerate(ctx.attribute("pieces")):
+        code, code0 = ctx.y(1 + 2 * k), ctx.y0(1 + 2 * k)
+        gain, loss = _weights(piece, code + code0 * op.constant(2, np.int32), ctx.dtype)
+        term = "nl,nlf->nf"
+        if len(piece.targets) > 1:
+            values = op.constant(piece.values.T, ctx.dtype)
+            gain, loss = op.Unsqueeze(gain, [-2]) * values, op.Unsqueeze(loss, [-2]) * values
+            term = "ntl,nlf->ntf"
+        phi = op.Einsum(gain, ctx.y0(2 + 2 * k), equation=term) - op.Einsum(loss, ctx.y(2 + 2 * k), equation=term)
+        phi = _spread(phi, piece.features, n_features)
+        if len(piece.targets) == 1:
+            t = int(piece.targets[0])
+            by_target[t] = by_target[t] + phi if t in by_target else phi
+            continue
+        chosen = np.zeros((n_targets, len(piece.targets)))
+        chosen[piece.targets, np.arange(len(piece.targets))] = 1.0
+        part = phi if chosen.shape[0] == chosen.shape[1] else op.constant(chosen, ctx.dtype) @ phi
+        of_all = part if of_all is None else of_all + part
+    if by_target:
+        zero = op.zeros((n, n_features), ctx.dtype)
+        rows = [op.Unsqueeze(by_target.get(t, zero), [-2]) for t in range(n_targets)]
+        part = rows[0] if n_targets == 1 else op.Concat(*rows, axis=-2)
+        of_all = part if of_all is None else of_all + part
+    assert of_all is not None
+    secant = quotient(of_all, op.Unsqueeze(ctx.delta_x(), [-2]))
+    if n_targets == 1:
+        return m[0] * op.Reshape(secant, [n, n_features])
+    return op.Reshape(op.Unsqueeze(m[0], [-2]) @ secant, [n, n_features])
+
+
+def _weights(piece: Piece, codes: Value, dtype: Any) -> tuple[Value, Value]:
+    """What a leaf gives to each of U and takes from each of V, ``[N, L]``, from the pair's codes ``[N, L, words]``."""
+    op, s = codes.op, piece.conditions
+    counts = _counts(min(s, DIGITS))
+    if piece.words == 1:
+        code = op.Squeeze(codes, [-1])
+        u, v, dead = counts
+    else:
+        last = (s + 1) ** 2
+        table = np.where(counts[2], last, counts[0] * (s + 1) + counts[1]).astype(np.int32)
+        total = op.ReduceSum(op.Gather(op.constant(table), codes), [-1], keepdims=0)
+        code = op.Min(total, op.constant(last, np.int32))
+        u, v = np.divmod(np.arange(last + 1), s + 1)
+        dead = np.arange(last + 1) == last
+    gain, loss = (np.where(dead, 0.0, weights) for weights in (_share(u, v), _share(v, u)))
+    return op.Gather(op.constant(gain, dtype), code), op.Gather(op.constant(loss, dtype), code)
+
+
+def _counts(digits: int) -> tuple[Array, Array, Array]:
+    """Of every code: \\|U\\|, \\|V\\| and whether the leaf is out of reach."""
+    each = (np.arange(4**digits)[:, None] >> (2 * np.arange(digits))) & 3
+    return (each == 2).sum(1), (each == 1).sum(1), (each == 3).any(1)
+
+
+def _share(own: Array, others: Array) -> Array:
+    """``(own - 1)! others! / (own + others)!``, 0 for nobody."""
+    pairs, place = np.unique(np.stack([own, others]), axis=1, return_inverse=True)
+    shares = [1.0 / (a * math.comb(int(a + b), int(a))) if a else 0.0 for a, b in pairs.T]
+    return np.array(shares)[place.reshape(-1)]
+
+
+def as_graph(op: Emitter, x: Value, results: Sequence[Value]) -> Graph:
+    """The recorded steps, from `x` to `results`, as a graph."""
+    nodes, constants = [], {}
+    shapes, dtypes = {x.name: x.shape}, {x.name: x.dtype}
+    for k, step in enumerate(op.steps):
+        names = tuple(v.name if v is not None else "" for v in step.inputs)
+        made = tuple(v.name for v in step.outputs)
+        nodes.append(
+            Node(f"{step.op_type}_{k}", step.op_type, names, made, step.attributes, step.domain, op.opsets[""])
+        )
+        for v in (*step.inputs, *step.outputs):
+            if v is not None:
+                shapes[v.name], dtypes[v.name] = v.shape, v.dtype
+                if v.data is not None:
+                    constants[v.name] = v.data
+    for v in results:
+        shapes[v.name], dtypes[v.name] = v.shape, v.dtype
+        if v.data is not None:
+            constants[v.name] = v.data
+    return Graph((x.name,), tuple(v.name for v in results), tuple(nodes), constants, shapes, dtypes, {}, op.opsets)
