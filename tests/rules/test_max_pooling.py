@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto
 from onnx_cases import Case, node_cases
 
-from deepshap_ir.errors import RuleError
 from deepshap_ir.evaluator import Reference
 from deepshap_ir.extend import Array, Context, Node, Value
 from deepshap_ir.registry import Resolver
@@ -150,11 +149,6 @@ def test_indices_are_given_nothing(explained: int) -> None:
     run = Runner(graph, Resolver(), Reference())
     m = run.multipliers([x[None]], [-x[None]], np.ones((1, 1, 1, 5, 5)))[0]
     assert bool(m.any()) == (explained == 0)
-
-
-def test_unknown_option() -> None:
-    with pytest.raises(RuleError, match="max_pooling='mean': expected 'shapley' or 'shap'"):
-        check_rule("MaxPool", [(1, 1, 4)], attributes={"kernel_shape": [2]}, options={"max_pooling": "mean"})
 
 
 def test_a_rule_that_is_slightly_wrong_is_rejected() -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from onnx_cases import Case, node_cases
 
-from deepshap_ir.errors import RuleError
 from deepshap_ir.evaluator import OnnxRuntime, Reference
 from deepshap_ir.extend import Array
 from deepshap_ir.registry import Resolver
@@ -194,8 +193,3 @@ def test_of_truth_values() -> None:
     x, x0 = np.array([[[True, True, False]]]), np.array([[[False, False, False]]])
     m = run.multipliers([x], [x0], np.ones((1, 1, 1)))[0][0, 0, 0, 0]
     np.testing.assert_allclose(m, [1 / 2, 1 / 2, 1 / 3], rtol=1e-6)
-
-
-def test_unknown_option() -> None:
-    with pytest.raises(RuleError, match="option max='first': expected 'shapley' or 'shap'"):
-        check_rule("ReduceMax", [(1, 4)], options={"max": "first"})
