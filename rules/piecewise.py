@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepshap_ir.extend import Array, Context, Value, rule
+from deepshap_ir.extend import Context, Value, rule
 from deepshap_ir.rules.elementwise import TINY, number, rescale
 from deepshap_ir.rules.shapley import by_players, quotient
 
@@ -75,7 +75,7 @@ def prelu(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
 def clip(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     """One bound: `bend`. Two: ``dy / d``. Varying bounds: the Shapley value of the two or three players."""
     rest: list[Value | None] = [None] * (ctx.n_inputs - 1)
-    low, high = (ctx.as_float(ctx.x(i)) if ctx.has(i) and not _unbounded(ctx.constant(i)) else None for i in (1, 2))
+    low, high = (ctx.as_float(ctx.x(i)) if ctx.has(i) and not _unbounded(ctx, i) else None for i in (1, 2))
     if ctx.varies(1) or ctx.varies(2):
         return by_players(ctx, m[0], _slopes(ctx.as_float(ctx.x()), low, high))
     x, x0 = ctx.as_float(ctx.x()), ctx.as_float(ctx.x0())
@@ -86,9 +86,10 @@ def clip(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     return [m[0] * _relu(high - x, high - x0) if high is not None else m[0], *rest]
 
 
-def _unbounded(bound: Array | None) -> bool:
-    """Whether a bound lets every number pass."""
-    return bound is not None and bool(np.abs(bound.astype(np.float64)) > 1e37)
+def _unbounded(ctx: Context, i: int) -> bool:
+    """Whether bound `i` is a constant that lets every number pass, such as the lowest float."""
+    bound = ctx.constant(i)
+    return bound is not None and bool(np.float64(bound) < -1e37 if i == 1 else np.float64(bound) > 1e37)
 
 
 def _slopes(x: Value, low: Value | None, high: Value | None) -> dict[int, Value]:
