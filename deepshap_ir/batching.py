@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from deepshap_ir.emitter import AXES, BROADCASTING, INTERNAL, UNARY, Step, Value, onnx_node, union
 from deepshap_ir.graph import Array
+from deepshap_ir.subgraphs import captured
 
 BatchingRule = Callable[["Lowering", Step], None]
 BATCHING: dict[str, BatchingRule] = {}
@@ -75,6 +76,19 @@ class Lowering:
         if output is None:
             self._names[key] = result
         return result
+
+    def know(self, op_type: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
+        """Let a node that is asked for later be the tensor `output`, which holds the same."""
+        self._names[(op_type, *inputs, repr(attributes))] = output
+
+    def alive(self, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+        """The nodes that `outputs` need."""
+        wanted, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if not wanted.isdisjoint(node.output):
+                kept.append(node)
+                wanted.update((*node.input, *captured(node)))
+        return kept[::-1]
 
     def integers(self, values: Sequence[int]) -> str:
         """A constant int64 vector."""

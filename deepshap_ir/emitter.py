@@ -337,11 +337,12 @@ class Emitter:
         body: Callable[[list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]],
         states: Sequence[Value],
         sequences: Sequence[Value],
+        reverse: bool = False,
     ) -> tuple[list[Value], list[Value]]:
         """Emit a loop over sequences ``[T, *shape]``; see `deepshap_ir.recurrence.scan`."""
         from deepshap_ir.recurrence import scan
 
-        return scan(self, body, states, sequences)
+        return scan(self, body, states, sequences, reverse)
 
     def states_before(self, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
         """The states of a loop node before each element, ``[T, *shape]``."""

@@ -14,10 +14,10 @@ import onnx
 from onnx import helper
 
 from deepshap_ir.context import Expansion
-from deepshap_ir.emitter import INTERNAL, SAMPLE, Emitter, Value, onnx_node
+from deepshap_ir.emitter import SAMPLE, Emitter, Value, onnx_node
 from deepshap_ir.errors import DeepShapError, RuleError
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.recurrence import node_attributes
+from deepshap_ir.recurrence import in_bodies, is_loop, node_attributes
 from deepshap_ir.registry import Resolver
 
 DEPTH = 20
@@ -26,6 +26,8 @@ DEPTH = 20
 
 def expand_graph(graph: Graph, resolver: Resolver) -> Graph:
     """`graph` with every expandable node on the way from its inputs rewritten, until nothing changes.
+
+    The bodies of loops are rewritten too.
 
     Names of the rewritten nodes' outputs survive. A node that has neither rule nor expansion stays as it is.
 
@@ -50,7 +52,7 @@ def expand_graph(graph: Graph, resolver: Resolver) -> Graph:
             raise RuleError(f"{node}: its expansion does not end in operators that have rules")
         varying.update(name for new in made for name in new.outputs)
         waiting.extend((new, depth + 1) for new in reversed(made))
-    return replace(known, nodes=tuple(nodes))
+    return in_bodies(replace(known, nodes=tuple(nodes)), lambda body: expand_graph(body, resolver))
 
 
 def _rewritten(node: Node, graph: Graph, resolver: Resolver) -> list[Node] | None:
@@ -122,8 +124,7 @@ def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], res
         outputs = tuple(name_of(v) for v in step.outputs)
         name = f"{node.name}/{step.op_type}_{k}"
         version = graph.opsets.get(step.domain, 1)
-        is_loop = step.domain == INTERNAL and step.op_type == "Scan"
-        attributes = node_attributes(step, graph.opsets) if is_loop else step.attributes
+        attributes = node_attributes(step, graph.opsets) if is_loop(step) else step.attributes
         made.append(Node(name, step.op_type, inputs, outputs, attributes, step.domain, version))
     for name, value in zip(node.outputs, results, strict=False):
         if name and value is not None and names.get(value.name) != name:

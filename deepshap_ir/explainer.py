@@ -20,6 +20,7 @@ from deepshap_ir.explanation import make_explanation
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importer import Imported, import_model
 from deepshap_ir.program import Plan, build_plan
+from deepshap_ir.recurrence import in_bodies
 from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
 
 TOLERANCE = 1e-4
@@ -384,8 +385,12 @@ class DeepExplainer:
 def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
     """Expand what has no rule and join what belongs together, but not nodes for which an explainer has its own rule."""
     graph = expand_graph(graph, resolver)
+    return _joined(graph, protected, resolver)
+
+
+def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
     own = {name for node in graph.nodes if resolver.is_own(node) for name in node.outputs if name}
-    return canonicalise(graph, protected | own)
+    return in_bodies(canonicalise(graph, protected | own), lambda body: _joined(body, frozenset(), resolver))
 
 
 def _is_listed(data: Any) -> bool:

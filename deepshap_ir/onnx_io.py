@@ -103,8 +103,26 @@ def _loop(node: Node, names: set[str], constants: dict[str, Any]) -> NodeProto:
         ],
     )
     outputs = [name or fresh(f"{node.name}/unused", names) for name in node.outputs]
-    count = node.attributes["n_sequences"]
-    return helper.make_node("Scan", list(node.inputs[:fed]), outputs, name=node.name, body=graph, num_scan_inputs=count)
+    count, reverse = node.attributes["n_sequences"], node.attributes["reverse"]
+    return scan_node(node.inputs[:fed], outputs, graph, count, reverse, node.name)
+
+
+def scan_node(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    body: onnx.GraphProto,
+    n_sequences: int,
+    reverse: bool,
+    name: str = "",
+) -> onnx.NodeProto:
+    """Return an ONNX Scan over the first axis of its sequences, to the last element or from it."""
+    node = helper.make_node("Scan", inputs, outputs, name=name, body=body, num_scan_inputs=n_sequences)
+    stacked = len(outputs) - (len(inputs) - n_sequences)
+    if reverse:
+        node.attribute.append(helper.make_attribute("scan_input_directions", [1] * n_sequences))
+        if stacked:
+            node.attribute.append(helper.make_attribute("scan_output_directions", [1] * stacked))
+    return node
 
 
 def _inlined(node: Node, names: set[str], constants: dict[str, Any]) -> Iterator[NodeProto]:

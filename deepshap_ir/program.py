@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-import deepshap_ir.recurrence  # noqa: F401  (registers how loops take their batch)
 from deepshap_ir.batching import Lowering, dimension
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.recurrence import trimmed
 from deepshap_ir.registry import Resolver
 from deepshap_ir.walker import Walker, require_rules
 
@@ -215,6 +215,7 @@ def _needed(op: Emitter, wanted: Iterable[Value], steps: Sequence[Step] | None =
     needed = []
     for step in reversed(op.steps if steps is None else steps):
         if any(v.name in names for v in step.outputs):
+            step = trimmed(step, names)
             needed.append(step)
             names.update(v.name for v in step.inputs if v is not None)
     return needed[::-1]
@@ -237,7 +238,7 @@ def _program(op: Emitter, steps: Sequence[Step], outputs: Sequence[Value]) -> Pr
             renamed.append(low.node("Identity", [low.name(value)], f"result{k}"))
     dimensions = tuple(axis for axis in AXES if axis in low.dimensions)
     graph = helper.make_graph(
-        low.nodes,
+        low.alive(renamed),
         "deepshap",
         [
             *(_info(v.name, v) for v in inputs),

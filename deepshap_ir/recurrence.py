@@ -2,12 +2,14 @@
 
 The internal node `deepshap_ir::Scan` has the inputs ``states..., sequences..., captured...``, its body (a `Graph`) the
 same with one element of each sequence, and the body's outputs are ``states..., elements...``; the node's outputs are
-the last states and the stacked elements. Sequences lie along axis 0 and run forward.
+the last states and the stacked elements. Sequences lie along axis 0; they are read and written from the first element
+to the last or, with ``reverse``, from the last to the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 import onnx
 from onnx import helper
@@ -16,23 +18,31 @@ from deepshap_ir.batching import Lowering, batching
 from deepshap_ir.emitter import INTERNAL, Emitter, Step, Value, union
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.onnx_io import scan_node
 
 Body = Callable[[list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]]
 """States and one element of each sequence -> new states and elements to stack."""
 
 
+def is_loop(node: Node | Step) -> bool:
+    """Whether a node or step is a `deepshap_ir::Scan`."""
+    return node.domain == INTERNAL and node.op_type == "Scan"
+
+
 def scan(
-    op: Emitter, body: Body, states: Sequence[Value], sequences: Sequence[Value], length: int | None = None
+    op: Emitter, body: Body, states: Sequence[Value], sequences: Sequence[Value], reverse: bool = False
 ) -> tuple[list[Value], list[Value]]:
     """Emit a loop over sequences; the last states and the stacked elements.
 
-    `body` may use values from outside. It is called several times: until the axes of the states, which begin as those
-    of the initial ones, hold those that the body gives them.
+    `body` may use values from outside; what it computes from these alone is computed once, before the loop. It is
+    called several times: until the axes of the states, which begin as those of the initial ones, hold those that the
+    body gives them.
 
     Parameters
     ----------
     states : initial states, for one example.
     sequences : ``[T, *shape]`` for one example.
+    reverse : from the last element to the first.
 
     Raises
     ------
@@ -54,17 +64,18 @@ def scan(
         if wider == axes:
             break
         axes = wider
-    needed, captured = _captured(steps, [*before, *elements], [*new, *out])
-    stacked = [((lengths.copy().pop(), *v.shape), v.dtype, v.axes) for v in out]
+    inside, outside = _split(_needed(steps, [*before, *elements], [*new, *out])[0], [*before, *elements])
+    for step in outside:
+        op.record(step)
+    needed, captured = _needed(inside, [*before, *elements], [*new, *out])
+    stacked = [((*lengths, *v.shape), v.dtype, v.axes) for v in out]
     results = tuple(op.placeholder(*t) for t in [*((v.shape, v.dtype, v.axes) for v in before), *stacked])
     parts = {"steps": needed, "before": before, "elements": elements, "new": list(new), "out": list(out)}
-    op.record(Step("Scan", INTERNAL, (*states, *sequences, *captured), results, parts))
+    op.record(Step("Scan", INTERNAL, (*states, *sequences, *captured), results, parts | {"reverse": reverse}))
     return list(results[: len(states)]), list(results[len(states) :])
 
 
-def _captured(
-    steps: Sequence[Step], inside: Sequence[Value], results: Sequence[Value]
-) -> tuple[list[Step], list[Value]]:
+def _needed(steps: Sequence[Step], inside: Sequence[Value], results: Sequence[Value]) -> tuple[list[Step], list[Value]]:
     """The steps that the results need, and the values from outside that these read."""
     wanted = {v.name for v in results}
     needed = []
@@ -78,20 +89,44 @@ def _captured(
     return needed[::-1], list(outside.values())
 
 
+def _split(steps: Sequence[Step], inside: Sequence[Value]) -> tuple[list[Step], list[Step]]:
+    """The steps that depend on values `inside` the loop, and the others."""
+    moving = {v.name for v in inside}
+    parts: tuple[list[Step], list[Step]] = ([], [])
+    for step in steps:
+        fixed = not any(v is not None and v.name in moving for v in step.inputs)
+        parts[fixed].append(step)
+        if not fixed:
+            moving.update(v.name for v in step.outputs)
+    return parts
+
+
+def trimmed(step: Step, wanted: Collection[str]) -> Step:
+    """A step without the stacked outputs that nothing wants, where it is a loop."""
+    if not is_loop(step):
+        return step
+    parts = dict(step.attributes)
+    before, elements = parts["before"], parts["elements"]
+    n, fed = len(before), len(before) + len(elements)
+    kept = [k for k, v in enumerate(step.outputs[n:]) if v.name in wanted]
+    if len(kept) == len(parts["out"]):
+        return step
+    parts["out"] = [parts["out"][k] for k in kept]
+    parts["steps"], captured = _needed(parts["steps"], [*before, *elements], [*parts["new"], *parts["out"]])
+    outputs = (*step.outputs[:n], *(step.outputs[n + k] for k in kept))
+    return replace(step, inputs=(*step.inputs[:fed], *captured), outputs=outputs, attributes=parts)
+
+
 @batching("deepshap_ir::Scan")
 def lower_scan(low: Lowering, step: Step) -> None:
     """An ONNX Scan whose states have all their axes from the start, over sequences with time in front."""
     parts = step.attributes
     before, elements, new, out = (parts[key] for key in ("before", "elements", "new", "out"))
-    states = step.inputs[: len(before)]
-    sequences = step.inputs[len(before) : len(before) + len(elements)]
-    first = step.outputs[0].name if step.outputs else "scan"
-    names = [low.expand(v, b.axes) for v, b in zip(states, before, strict=True) if v is not None]
-    for v in sequences:
-        assert v is not None
-        n = len(v.axes)
-        moved = [n, *range(n), *range(n + 1, n + v.rank)]
-        names.append(low.node("Transpose", [low.name(v)], perm=moved) if n else low.name(v))
+    states = [v for v in step.inputs[: len(before)] if v is not None]
+    sequences = [v for v in step.inputs[len(before) : len(before) + len(elements)] if v is not None]
+    first = step.outputs[0].name
+    names = [low.expand(v, b.axes) for v, b in zip(states, before, strict=True)]
+    names += [_sequence(low, v) for v in sequences]
     inner = Lowering(prefix=f"{first}_")
     for nested in parts["steps"]:
         inner.step(nested)
@@ -101,18 +136,30 @@ def lower_scan(low: Lowering, step: Step) -> None:
     low.initializers.update(inner.initializers)
     low.dimensions.update(inner.dimensions)
     body = helper.make_graph(
-        inner.nodes,
+        inner.alive(results),
         f"{first}_body",
         [_typed(v.name, v) for v in (*before, *elements)],
         [_typed(name, v) for name, v in zip(results, (*new, *out), strict=True)],
     )
+    stacked = step.outputs[len(before) :]
     made = [v.name for v in step.outputs[: len(before)]]
-    made += [v.name if not v.axes else f"{v.name}_by_time" for v in step.outputs[len(before) :]]
-    low.nodes.append(helper.make_node("Scan", names, made, body=body, num_scan_inputs=len(elements)))
-    for name, v in zip(made[len(before) :], step.outputs[len(before) :], strict=True):
+    made += [f"{v.name}_by_time" if v.axes else v.name for v in stacked]
+    low.nodes.append(scan_node(names, made, body, len(elements), parts["reverse"]))
+    for name, v in zip(made[len(before) :], stacked, strict=True):
         if v.axes:
             n = len(v.axes)
             low.node("Transpose", [name], v.name, perm=[*range(1, n + 1), 0, *range(n + 1, n + v.rank)])
+            low.know("Transpose", [v.name], name, perm=_time_first(v))
+
+
+def _sequence(low: Lowering, v: Value) -> str:
+    """The tensor ``[T, *axes, *shape]`` of a sequence."""
+    return low.node("Transpose", [low.name(v)], perm=_time_first(v)) if v.axes else low.name(v)
+
+
+def _time_first(v: Value) -> list[int]:
+    n = len(v.axes)
+    return [n, *range(n), *range(n + 1, n + v.rank)]
 
 
 def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
@@ -130,7 +177,7 @@ def emit_node(op: Emitter, node: Node, inputs: Sequence[Value | None]) -> tuple[
             found = op.graph(body, [*states, *elements, *present[n + q :]])
             return found[:n], [*found[n:], *states]
 
-        last, stacked = scan(op, one, present[:n], present[n : n + q])
+        last, stacked = scan(op, one, present[:n], present[n : n + q], node.attributes["reverse"])
         outputs = len(stacked) - n
         op.memory[key] = ([*last, *stacked[:outputs]], stacked[outputs:])
     outputs_and_states: tuple[list[Value], list[Value]] = op.memory[key]
@@ -140,6 +187,40 @@ def emit_node(op: Emitter, node: Node, inputs: Sequence[Value | None]) -> tuple[
 def loop_parts(node: Node) -> tuple[Graph, int, int]:
     """Body, number of states and number of sequences of a `deepshap_ir::Scan` node."""
     return node.attributes["body"], node.attributes["n_states"], node.attributes["n_sequences"]
+
+
+def affected(node: Node, varying: Iterable[int]) -> set[int]:
+    """The inputs of the body of a loop node that vary inside where the node's inputs at `varying` do, sorted out.
+
+    A state varies from the first element on, or from the one at which it takes up something that varies.
+    """
+    body, n, _ = loop_parts(node)
+    moving = set(varying)
+    while True:
+        reached = body.downstream(body.inputs[i] for i in moving)
+        more = {k for k in range(n) if body.outputs[k] in reached} - moving
+        if not more:
+            return moving
+        moving |= more
+
+
+def affected_outputs(node: Node, varying: Iterable[int]) -> set[int]:
+    """The outputs of a loop node that vary where its inputs at `varying` do."""
+    body, n, _ = loop_parts(node)
+    inside = affected(node, varying)
+    reached = body.downstream(body.inputs[i] for i in inside)
+    return {k for k, name in enumerate(body.outputs) if (k in inside if k < n else name in reached)}
+
+
+def in_bodies(graph: Graph, change: Callable[[Graph], Graph]) -> Graph:
+    """`graph` with the body of every loop changed."""
+    nodes = tuple(
+        replace(node, attributes={**node.attributes, "body": change(node.attributes["body"])})
+        if is_loop(node)
+        else node
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
 
 
 def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
@@ -154,13 +235,11 @@ def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
     nodes = []
     values = {v.name: v for v in (*before, *elements, *captured)}
     for k, inner in enumerate(parts["steps"]):
-        values |= {v.name: v for v in (*inner.inputs, *inner.outputs) if v is not None}
+        values |= {v.name: v for v in (*inner.inputs, *inner.outputs) if v is not None and v.name}
         inputs = tuple("" if v is None else v.name for v in inner.inputs)
         outputs = tuple(v.name for v in inner.outputs)
         version = opsets.get(inner.domain, 1)
-        attributes = inner.attributes
-        if inner.domain == INTERNAL and inner.op_type == "Scan":
-            attributes = node_attributes(inner, opsets)
+        attributes = node_attributes(inner, opsets) if is_loop(inner) else inner.attributes
         nodes.append(Node(f"{inner.op_type}_{k}", inner.op_type, inputs, outputs, attributes, inner.domain, version))
     names = [f"result_{k}" for k in range(len(results))]
     for name, value in zip(names, results, strict=True):
@@ -182,5 +261,9 @@ def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
 def node_attributes(step: Step, opsets: dict[str, int]) -> dict[str, object]:
     """The attributes of the `deepshap_ir::Scan` node that an emitted loop is."""
     parts = step.attributes
-    body = step_as_body(step, opsets)
-    return {"body": body, "n_states": len(parts["before"]), "n_sequences": len(parts["elements"])}
+    return {
+        "body": step_as_body(step, opsets),
+        "n_states": len(parts["before"]),
+        "n_sequences": len(parts["elements"]),
+        "reverse": parts["reverse"],
+    }

@@ -4,7 +4,8 @@ onnx 1.23: ConvTranspose mixes up the channels of groups, AveragePool and MaxPoo
 SAME_LOWER, AveragePool refuses `auto_pad`, GlobalMaxPool takes pictures only, Erf and Gelu round to float32, Mean does
 not broadcast, GatherElements takes no negative axis and no more than 64 elements, LRN takes samples for channels,
 LpNormalization with p = 1 forgets signs, GroupNormalization and MeanVarianceNormalization round to float32; Col2Im,
-ScatterElements and the pools need seconds for a small image; LogSoftmax is -inf where Softmax is 0.
+ScatterElements and the pools need seconds for a small image; LogSoftmax is -inf where Softmax is 0; Scan goes along the
+first axis only, and only forward.
 """
 
 from __future__ import annotations
@@ -336,6 +337,44 @@ def _places(offset: Sizes, dilations: Sizes, strides: Sizes, counts: Sizes) -> A
     return (..., *(slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in chosen))
 
 
+class Scan(OpRun):
+    """A loop over sequences along any axis, in either direction, whose body sees the values around it."""
+
+    body: Any
+    num_scan_inputs: int
+    scan_input_axes: Sequence[int] | None
+    scan_input_directions: Sequence[int] | None
+    scan_output_axes: Sequence[int] | None
+    scan_output_directions: Sequence[int] | None
+
+    def need_context(self) -> bool:
+        """Whether `_run` is given the values around the node."""
+        return True
+
+    def _run(self, *inputs: Array, context: dict[str, Any] | None = None, **_: Any) -> tuple[Array, ...]:
+        n = len(inputs) - self.num_scan_inputs
+        states, sequences = inputs[:n], []
+        for k, array in enumerate(inputs[n:]):
+            moved = np.moveaxis(array, _entry(self.scan_input_axes, k), 0)
+            sequences.append(moved[::-1] if _entry(self.scan_input_directions, k) else moved)
+        rows = []
+        for elements in zip(*sequences, strict=True):
+            fed = dict(zip(self.body.input_names, (*states, *elements), strict=True))
+            found = self.body.run(None, {**(context or {}), **fed})
+            states = tuple(found[:n])
+            rows.append(found[n:])
+        stacked = []
+        for k, column in enumerate(zip(*rows, strict=True)):
+            array = np.stack(column[::-1] if _entry(self.scan_output_directions, k) else column)
+            stacked.append(np.moveaxis(array, 0, _entry(self.scan_output_axes, k)))
+        return (*states, *stacked)
+
+
+def _entry(numbers: Sequence[int] | None, position: int) -> int:
+    """An element of an attribute; 0, the default, where it is absent."""
+    return numbers[position] if numbers else 0
+
+
 REPAIRED: list[type[OpRun]] = [
     AveragePool,
     Col2Im,
@@ -352,6 +391,7 @@ REPAIRED: list[type[OpRun]] = [
     Mean,
     MeanVarianceNormalization,
     Pad,
+    Scan,
     ScatterElements,
 ]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""

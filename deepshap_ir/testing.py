@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.emitter import onnx_node
 from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference
+from deepshap_ir.expand import expand_graph
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.program import Plan, build_plan
 from deepshap_ir.reference_ops import REPAIRED
@@ -154,6 +155,7 @@ def check_rule(
         what = f"{operator} {dict(attributes or {})} on {[a.shape for a in arrays if a is not None]}"
     rules = rule if isinstance(rule, RuleSet) else rule_set({str(operator): rule} if rule is not None else None)
     resolver = Resolver([rules], options)
+    graph = expand_graph(graph, resolver)
 
     n, b, k = 3, 4, 2
     shapes = [graph.shapes[name] for name in graph.inputs]

@@ -9,6 +9,7 @@ from deepshap_ir.context import Context
 from deepshap_ir.emitter import Emitter, Value
 from deepshap_ir.errors import DeepShapError, RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.recurrence import affected, affected_outputs, is_loop
 from deepshap_ir.registry import Resolver
 
 Pair = tuple[Value, Value]
@@ -48,6 +49,9 @@ class Walker:
                 at_x0 = at_x
             else:
                 at_x0 = self.op.node(node, [pair and pair[1] for pair in inputs], graph)
+            if is_loop(node) and at_x0 is not at_x:  # some of its states may vary, and others not
+                moving = affected_outputs(node, [i for i, pair in enumerate(inputs) if pair and pair[0] is not pair[1]])
+                at_x0 = tuple(x0 if j in moving else x for j, (x, x0) in enumerate(zip(at_x, at_x0, strict=True)))
             for name, x, x0 in zip(node.outputs, at_x, at_x0, strict=True):
                 if x is not None and x0 is not None:
                     known[name] = (x, x if name in hold else x0)
@@ -107,7 +111,7 @@ class Walker:
         node = context.node
         rule = self.resolver.rule(node)
         if rule is None:
-            raise UnsupportedOperatorError(missing_rules([node], context.graph))
+            raise UnsupportedOperatorError(missing_rules([(node, context.graph)]))
         place = f"the rule {rule.name} at {node}, inputs {[context.graph.shapes.get(n) for n in node.inputs]}"
         self._depth += 1
         try:
@@ -209,30 +213,40 @@ def require_rules(graph: Graph, resolver: Resolver, varying: Collection[str]) ->
     ------
     UnsupportedOperatorError
     """
-    needed = graph.upstream(graph.outputs)
-    missing = [
-        node
-        for node in graph.nodes
-        if any(name in needed for name in node.outputs)
-        and any(name in varying for name in node.inputs)
-        and resolver.rule(node) is None
-    ]
+    missing = _without_rule(graph, resolver, varying)
     if missing:
-        raise UnsupportedOperatorError(missing_rules(missing, graph))
+        raise UnsupportedOperatorError(missing_rules(missing))
 
 
-def missing_rules(nodes: Sequence[Node], graph: Graph) -> str:
-    """The message for nodes without a rule."""
+def _without_rule(graph: Graph, resolver: Resolver, varying: Collection[str]) -> list[tuple[Node, Graph]]:
+    """The nodes without a rule, in the bodies of loops too, and the graphs that they are in."""
+    needed = graph.upstream(graph.outputs)
+    missing: list[tuple[Node, Graph]] = []
+    for node in graph.nodes:
+        positions = [i for i, name in enumerate(node.inputs) if name in varying]
+        if not positions or not any(name in needed for name in node.outputs):
+            continue
+        if resolver.rule(node) is None:
+            missing.append((node, graph))
+        elif is_loop(node):
+            body = node.attributes["body"]
+            inside = body.downstream(body.inputs[i] for i in affected(node, positions))
+            missing += _without_rule(body, resolver, inside)
+    return missing
+
+
+def missing_rules(found: Sequence[tuple[Node, Graph]]) -> str:
+    """The message for nodes without a rule, each with the graph that it is in."""
     lines = [
         f"  {node.operator} (opset {node.version}), node {node.name!r}: "
         f"{', '.join(str(list(graph.shapes[n])) for n in node.inputs if n)} -> "
         f"{', '.join(str(list(graph.shapes[n])) for n in node.outputs if n)}"
-        for node in nodes
+        for node, graph in found
     ]
-    operator = nodes[0].operator
+    operator, several = found[0][0].operator, len(found) > 1
     return "\n".join(
         [
-            f"No rule for {len(nodes)} node{'s' if len(nodes) > 1 else ''} between the explained inputs and the output:",
+            f"No rule for {len(found)} node{'s' if several else ''} between the explained inputs and the output:",
             *lines,
             f"Give one with rules={{{operator!r}: my_rule}}, where my_rule(ctx, m) returns one multiplier per input "
             f"(see deepshap_ir.extend), or hold the node's output constant with hold=[name].",

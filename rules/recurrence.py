@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepshap_ir.extend import Context, Value, rule
+from deepshap_ir.recurrence import affected
 
 
 @rule("deepshap_ir::Scan")
@@ -16,39 +17,37 @@ def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
     """
     op, body = ctx.op, ctx.attribute("body")
     n, q = ctx.attribute("n_states"), ctx.attribute("n_sequences")
+    fed = n + q
+    varying = [i for i in range(ctx.n_inputs) if ctx.varies(i)]
+    inside = affected(ctx.node, varying)
+    states, captured = [k for k in range(n) if k in inside], [i for i in varying if i >= fed]
+    moving = [i for i in varying if n <= i < fed]
+
     xs, x0s = [ctx.x(i) for i in range(ctx.n_inputs)], [ctx.x0(i) for i in range(ctx.n_inputs)]
-    before, before0 = op.states_before(ctx.node, xs), op.states_before(ctx.node, x0s)
-    length = xs[n].shape[0]
+    before = op.states_before(ctx.node, xs)
+    before0 = [v0 if k in inside else before[k] for k, v0 in enumerate(op.states_before(ctx.node, x0s))]
+    points, points0 = [*before, *xs[n:fed]], [*before0, *x0s[n:fed]]
+    stacked = {j: value for j, value in enumerate(m) if j >= n and value is not None}
+    sequences = list(dict.fromkeys([*points, *points0, *stacked.values()]))
 
-    def reverse(value: Value) -> Value:
-        return op.Slice(value, [-1], [-length - 1], [0], [-1])
+    def zeros(i: int) -> Value:
+        x = ctx.x(i)
+        return op.zeros(x.shape[1:] if n <= i < fed else x.shape, x.dtype if x.is_float else op.dtype)
 
-    def pairs(a: Sequence[Value], b: Sequence[Value]) -> list[tuple[Value, Value]]:
-        reversed_a = [reverse(v) for v in a]
-        return [(r, r if u is v else reverse(v)) for r, u, v in zip(reversed_a, a, b, strict=True)]
-
-    points = pairs([*before, *xs[n : n + q]], [*before0, *x0s[n : n + q]])
-    stacked = [(j, reverse(value)) for j, value in enumerate(m) if j >= n and value is not None]
-    captured = [i for i in range(n + q, ctx.n_inputs) if ctx.varies(i)]
-    sequences = list(dict.fromkeys([*(v for pair in points for v in pair), *(v for _, v in stacked)]))
-    zeros = [op.zeros(ctx.shape(i)) for i in range(ctx.n_inputs)]
-
-    def backward(states: list[Value], elements: list[Value]) -> tuple[list[Value], list[Value]]:
+    def backward(sums: list[Value], elements: list[Value]) -> tuple[list[Value], list[Value]]:
         at = dict(zip(sequences, elements, strict=True))
-        inside = [at[a] for a, _ in points] + xs[n + q :]
-        inside0 = [at[b] for _, b in points] + x0s[n + q :]
-        outputs: list[Value | None] = [*states[:n], *[None] * (len(body.outputs) - n)]
-        for j, value in stacked:
-            outputs[j] = at[value]
-        found = ctx.backward(body, inside, inside0, outputs)
-        given = [
-            z if v is None else v for v, z in zip(found, [*zeros[:n], *element_zeros, *zeros[n + q :]], strict=True)
-        ]
-        sums = [total + given[i] for total, i in zip(states[n:], captured, strict=True)]
-        return [*given[:n], *sums], given[n : n + q]
+        wanted: list[Value | None] = [None] * len(body.outputs)
+        for k, value in zip(states, sums, strict=False):
+            wanted[k] = value
+        for j, value in stacked.items():
+            wanted[j] = at[value]
+        found = ctx.backward(body, [*map(at.get, points), *xs[fed:]], [*map(at.get, points0), *x0s[fed:]], wanted)
+        given = {i: value for i, value in enumerate(found) if value is not None}
+        given |= {i: zeros(i) for i in (*states, *moving, *captured) if i not in given}
+        totals = [total + given[i] for i, total in zip(captured, sums[len(states) :], strict=True)]
+        return [*(given[k] for k in states), *totals], [given[i] for i in moving]
 
-    element_zeros = [op.zeros(ctx.shape(i)[1:]) for i in range(n, n + q)]
-    last = [zero if given is None else given for zero, given in zip(zeros, m[:n], strict=False)]
-    found, out = op.scan(backward, [*last, *(zeros[i] for i in captured)], sequences)
-    by_captured = dict(zip(captured, found[n:], strict=True))
-    return [*found[:n], *(reverse(v) for v in out), *(by_captured.get(i) for i in range(n + q, ctx.n_inputs))]
+    last = [zeros(k) if (value := m[k]) is None else value for k in states]
+    ends, out = op.scan(backward, [*last, *map(zeros, captured)], sequences, reverse=not ctx.attribute("reverse"))
+    result = dict(zip([*states, *captured, *moving], [*ends, *out], strict=True))
+    return [result.get(i) for i in range(ctx.n_inputs)]
