@@ -127,11 +127,15 @@ def rule(
     *operators: str, since: int = 1, until: int = 10_000, exact: bool = True
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register a rule for all explainers; see `RuleSet.rule`."""
+    import deepshap_ir.rules  # noqa: F401  (the built-in rules come first: what is registered twice is refused)
+
     return _collecting.get().rule(*operators, since=since, until=until, exact=exact)
 
 
 def expand(*operators: str) -> Callable[[ExpandFunction], ExpandFunction]:
     """Register an expansion for all explainers; see `RuleSet.expand`."""
+    import deepshap_ir.rules  # noqa: F401
+
     return _collecting.get().expand(*operators)
 
 
