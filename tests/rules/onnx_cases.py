@@ -57,8 +57,9 @@ def node_cases(module: str) -> list[Case]:
         if max(a.size for a in (*outputs, *inputs) if a is not None) > LARGEST:
             continue
         opset = next(o.version for o in case.model.opset_import if not o.domain)
-        if not onnx.defs.get_schema(node.op_type, max(18, opset), "").since_version <= opset <= NEWEST:
-            continue
+        read = min(max(18, opset), NEWEST)
+        schema = onnx.defs.get_schema(node.op_type, read, "")
         attributes = {a.name: attribute_value(a) for a in node.attribute}
-        found.append(Case(case.name, node.op_type, inputs, attributes, max(18, opset), len(node.output)))
+        if opset >= schema.since_version and attributes.keys() <= schema.attributes.keys():
+            found.append(Case(case.name, node.op_type, inputs, attributes, read, len(node.output)))
     return found
