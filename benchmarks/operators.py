@@ -36,6 +36,8 @@ Array = NDArray[Any]
 TOLERANCE = 1e-4
 FLOAT64_TOLERANCE = 1e-8
 PLAYERS = 8
+FIXED = {"Dropout": (1,), "Resize": (1, 2), "Upsample": (1,)}
+"""Operator -> its float inputs that decide shapes, or chances, and do not vary."""
 MARKS = ("<!-- operators -->", "<!-- /operators -->")
 
 
@@ -87,8 +89,9 @@ def check(case: Any) -> list[Outcome]:
     operator = _operator(model)
     inputs, outputs = case.data_sets[0]
     declared = [value.name for value in model.graph.input]
-    feeds = {n: np.asarray(a) for n, a in zip(declared, inputs, strict=False) if isinstance(a, np.ndarray)}
-    floats = [n for n, a in feeds.items() if _is_float(a)]
+    feeds = {n: np.asarray(a) for n, a in zip(declared, inputs, strict=False) if isinstance(a, np.ndarray | np.generic)}
+    fixed = {node.input[k] for node in model.graph.node for k in FIXED.get(node.op_type, ()) if k < len(node.input)}
+    floats = [n for n, a in feeds.items() if _is_float(a) and n not in fixed]
     wanted = [v.name for v, a in zip(model.graph.output, outputs, strict=False) if _is_float(a)]
     return [_explain(case.name, operator, model, feeds, floats, name) for name in wanted]
 

@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, TensorShapeProto
 from onnx.external_data_helper import load_external_data_for_model
 
 from deepshap_ir.errors import ModelError
+from deepshap_ir.newer import unknown_operators
 from deepshap_ir.runner import newest_ir_version, newest_opset, one_line
 from deepshap_ir.skeleton import skeleton
 from deepshap_ir.subgraphs import all_nodes
@@ -32,7 +33,7 @@ def load_model(source: str | os.PathLike[str] | bytes | BinaryIO | ModelProto | 
     Raises
     ------
     ModelError : there is no such file, it is not ONNX or truncated, external data are missing, the checker refuses
-        it, or its opset is unknown or newer than the installed onnxruntime.
+        it, or its opset is unknown, or newer than the installed onnxruntime and not to be written in an older one.
     """
     if isinstance(source, ModelProto):
         name, model = "the ModelProto", ModelProto()
@@ -149,10 +150,14 @@ def _check_versions(model: ModelProto, name: str) -> None:
     if not versions:
         raise ModelError(f"{name}: not a valid ONNX model: it imports no operator set.")
     opset = versions.get("")
-    if opset is not None and not OLDEST_OPSET <= opset <= newest_opset():
-        known = f"opsets {OLDEST_OPSET} to {newest_opset()} can be explained with the installed onnxruntime"
-        remedy = "install a newer onnxruntime or export to an older opset" if opset > newest_opset() else "export again"
-        raise ModelError(f"{name}: opset {opset}; {known}: {remedy}.")
+    newest = max(newest_opset(), onnx.defs.onnx_opset_version())
+    known = f"opsets {OLDEST_OPSET} to {newest_opset()} can be explained with the installed onnxruntime"
+    remedy = "install a newer onnxruntime or export to an older opset"
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise ModelError(f"{name}: opset {opset}; {known}: {remedy if opset > newest else 'export again'}.")
+    unknown = unknown_operators(model, opset) if opset is not None and opset > newest_opset() else []
+    if unknown:
+        raise ModelError(f"{name}: opset {opset}; {known}, to which {', '.join(unknown)} cannot be brought: {remedy}.")
     if model.ir_version > newest_ir_version():
         # the IR version says how the file is written, and opsets that onnxruntime knows need none that it does not
         model.ir_version = newest_ir_version()

@@ -12,6 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helpe
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.half import raise_half
+from deepshap_ir.newer import lower_opset
 from deepshap_ir.onnx_io import attribute_value
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import newest_ir_version, one_line
@@ -33,7 +34,7 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
     1. Only what `outputs` need is kept (`deepshap_ir.prune`).
     2. Local functions are inlined, with the defaults of their attributes.
     3. Sparse initializers become dense.
-    4. The standard opset is raised to 18; 18 and newer stay as they are.
+    4. The standard opset is raised to 18, or lowered to the newest that onnxruntime knows; between, it stays.
     5. float16 and bfloat16 become float32 everywhere.
     6. Every node has a unique name: its own, else one like ``"Relu_12"``. Values keep their names.
 
@@ -45,6 +46,7 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
     _standard_domain(result)
     result = _inline_functions(result)
     _densify(result.graph)
+    result = lower_opset(result, opset(result))
     result = _raise_opset(result)
     raise_half(result)
     _strip_types(result)

@@ -16,6 +16,7 @@ from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.errors import ModelError
+from deepshap_ir.reference_ops import REPAIRED
 
 _MAX_PROTO_BYTES = 2**31 - 2**20
 
@@ -101,6 +102,7 @@ class Runner:
     ----------
     model : the model; its outputs may be given by name alone.
     what : how an error message calls the model.
+    reference : leave onnxruntime out.
 
     Attributes
     ----------
@@ -111,17 +113,19 @@ class Runner:
     ModelError : neither of them loads the model.
     """
 
-    def __init__(self, model: ModelProto, what: str = "the model") -> None:
+    def __init__(self, model: ModelProto, what: str = "the model", reference: bool = False) -> None:
         self.what = what
         self.outputs = [value.name for value in model.graph.output]
         self._inputs = {value.name for value in model.graph.input}
         self._session: onnxruntime.InferenceSession | None = None
         self._evaluator: ReferenceEvaluator | None = None
         try:
+            if reference:
+                raise RuntimeError("not asked")
             self._session = _session(model)
         except _ORT_ERRORS as first:
             try:
-                self._evaluator = ReferenceEvaluator(model)
+                self._evaluator = ReferenceEvaluator(model, new_ops=REPAIRED)
             except Exception as second:  # its loader raises bare exceptions of many classes
                 raise ModelError(
                     f"{what} loads neither in onnxruntime ({one_line(first)}) "

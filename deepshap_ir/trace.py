@@ -11,6 +11,7 @@ import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
 from deepshap_ir.dependence import Dependence, needed
+from deepshap_ir.errors import ModelError
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.onnx_io import attribute_value, elem_type, graph_to_model
 from deepshap_ir.runner import Runner
@@ -32,10 +33,20 @@ def trace(model: ModelProto, feeds: Mapping[str, Any], what: str = "the model") 
     values: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     values.update(feeds)
     if names:
-        values.update(Runner(every, what).run(feeds))
+        values.update(_run(every, what, feeds))
     return {
         name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in values.items()
     }
+
+
+def _run(model: ModelProto, what: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Run by onnxruntime, or by ``onnx.reference`` where a body does not say its shapes, which onnxruntime demands."""
+    try:
+        return Runner(model, what).run(feeds)
+    except ModelError as error:
+        if "Subgraph must have the shape set" not in str(error):
+            raise
+        return Runner(model, what, reference=True).run(feeds)
 
 
 def build_graph(
