@@ -1,12 +1,16 @@
 """Normalisation over axes: Layer, RMS, Instance, Group, Lp, mean and variance, local response.
 
-All are ``c r``: a signal c, ``x`` or ``x - mean x``, times the inverse r of its size. That is a product of two factors,
-so the midpoint rule holds:
+All are ``y = c / s``: a signal c, ``x`` or ``x - mean x``, over its size s. So ``c = y s`` is a product, for which the
+midpoint rule gives ``dc = ds (y + y0)/2 + dy (s + s0)/2``; solved for dy,
 
-``m_c = m (r + r0)/2``, ``m_r = <m, c + c0>/2``.
+``dy = 2/(s + s0) dc - (y + y0)/(s + s0) ds``.
 
-With ``r = 1/s`` and ``s^2 = mean c^2 + epsilon``, ``r - r0`` is ``-<c + c0, c - c0> r r0 / (n (s + s0))``: no delta is
-ever a denominator. A scale that varies is multiplied by the normalised signal, by the midpoint rule again.
+``ds`` is linear in dc: where ``s^2 = mean c^2 + epsilon`` it is ``<c + c0, dc> / (n (s + s0))``. No delta is ever a
+denominator, and nothing is large where one of the two signals is small.
+
+The midpoint rule of ``c * 1/s`` is complete as well, and the same where ``s = s0``. But elsewhere its two terms grow
+with ``1/s0`` and cancel: on 8 numbers it is off the exact Shapley values by 0.8 of their size at ``s = 5 s0`` and by 70
+at ``x0 = 0`` (epsilon 1e-5), where this rule is off by 0.15 and 0.25.
 """
 
 from __future__ import annotations
@@ -58,14 +62,15 @@ def group_normalization(ctx: Context, m: Multipliers) -> list[Value | None]:
 def mean_variance_normalization(ctx: Context, m: Sequence[Value]) -> Value:
     """``(x - mean)/(s + 1e-9)``."""
     axes = sorted(a % len(ctx.shape()) for a in ctx.attribute("axes", [0, 2, 3]))
-    return _Signal(ctx.x(), axes, 0.0, True, 1e-9).multiplier(_Signal(ctx.x0(), axes, 0.0, True, 1e-9), m[0])
+    signal, signal0 = (_Signal(x, axes, 0.0, True) for x in (ctx.x(), ctx.x0()))
+    return signal.multiplier(signal0, m[0])
 
 
 @rule("LpNormalization")
 def lp_normalization(ctx: Context, m: Sequence[Value]) -> Value:
     """``x / |x|_p`` along an axis, 0 where all of it is 0.
 
-    For p = 1, ``|x| - |x0| = (x - x0) (x + x0)/(|x| + |x0|)``.
+    For p = 1, ``d|x| = (x + x0)/(|x| + |x0|) dx``.
     """
     op, p = ctx.op, ctx.attribute("p", 2)
     axes = [ctx.attribute("axis", -1) % len(ctx.shape())]
@@ -75,82 +80,69 @@ def lp_normalization(ctx: Context, m: Sequence[Value]) -> Value:
         return _Signal(x, axes, 0.0, False).multiplier(_Signal(x0, axes, 0.0, False), m[0] * (1 / root))
     if p != 1:
         raise RuleError(f"LpNormalization with p={p}: only 1 and 2 are defined")
-    r, r0 = (_inverse(op.ReduceSum(abs(z), axes)) for z in (x, x0))
-    total = x + x0
-    pull = op.ReduceSum(m[0] * total, axes) * 0.5 * (r * r0)
-    return m[0] * _midpoint(r, r0) - total / (abs(x) + abs(x0) + TINY) * pull
+    slope = (x + x0) / (abs(x) + abs(x0) + TINY)
+    half = _inverse((op.ReduceSum(abs(x), axes) + op.ReduceSum(abs(x0), axes)) * 0.5)
+    return (m[0] - slope * op.ReduceSum(m[0] * (ctx.y() + ctx.y0()) * 0.5, axes)) * half
 
 
 @rule("LRN")
 def local_response_normalization(ctx: Context, m: Sequence[Value]) -> Value:
-    """``x u^-beta``, ``u = bias + alpha/size sum x^2`` over neighbouring channels.
+    """``x/s``, ``s = u^beta``, ``u = bias + alpha/size sum x^2`` over neighbouring channels.
 
-    The secant of ``u^-beta`` is ``-beta L(u^-beta) / L(u)``, with logarithmic means L between the two points.
+    ``ds = beta L(s) / L(u) du``, with logarithmic means L between the two points.
     """
-    op, channels, beta = ctx.op, ctx.shape()[1], ctx.attribute("beta", 0.75)
-    size = ctx.attribute("size")
+    op, channels, beta, size = ctx.op, ctx.shape()[1], ctx.attribute("beta", 0.75), ctx.attribute("size")
     weight = ctx.attribute("alpha", 1e-4) / size
     shift = np.arange(channels) - np.arange(channels)[:, None]
     near = ((shift >= -((size - 1) // 2)) & (shift <= size // 2)).astype(np.float64)
-    flat = [ctx.shape()[0], channels, -1]
-    x, x0, m_y = op.Reshape(ctx.x(), flat), op.Reshape(ctx.x0(), flat), op.Reshape(m[0], flat)
-    u, u0 = (op.Log(op.MatMul(near, z * z) * weight + ctx.attribute("bias", 1.0)) for z in (x, x0))
-    slope = logarithmic_mean(u * -beta, u0 * -beta) / logarithmic_mean(u, u0) * (-beta * weight / 2)
-    total = x + x0
-    pull = op.MatMul(near.T.copy(), m_y * (total * slope))
-    factor = (op.Exp(u * -beta) + op.Exp(u0 * -beta)) * 0.5
-    result: Value = op.Reshape(m_y * factor + total * pull, list(ctx.shape()))
+    x, x0, y, y0, m_y = (
+        op.Reshape(v, [ctx.shape()[0], channels, -1]) for v in (ctx.x(), ctx.x0(), ctx.y(), ctx.y0(), m[0])
+    )
+    log_u, log_u0 = (op.Log(op.MatMul(near, z * z) * weight + ctx.attribute("bias", 1.0)) for z in (x, x0))
+    log_s, log_s0 = log_u * beta, log_u0 * beta
+    half = 2.0 / (op.Exp(log_s) + op.Exp(log_s0))
+    slope = logarithmic_mean(log_s, log_s0) / logarithmic_mean(log_u, log_u0) * (beta * weight / 2)
+    pull = op.MatMul(near.T.copy(), m_y * (half * slope * (y + y0)))
+    result: Value = op.Reshape(m_y * half - (x + x0) * pull, list(ctx.shape()))
     return result
 
 
 class _Signal:
-    """``c``, ``s`` and ``r = 1/(s + extra)`` at one of the two points; `r` is 0 where the whole signal is 0."""
+    """``c``, ``s`` and ``y = c/s`` at one of the two points; y is 0 where c is."""
 
-    def __init__(self, x: Value, axes: Sequence[int], epsilon: float, centred: bool, extra: float = 0.0) -> None:
+    def __init__(self, x: Value, axes: Sequence[int], epsilon: float, centred: bool) -> None:
         op = x.op
-        self.axes, self.centred = list(axes), centred
+        self.axes, self.epsilon, self.centred = list(axes), epsilon, centred
         self.count = math.prod(x.shape[a] for a in axes)
         self.c = x - op.ReduceMean(x, self.axes) if centred else x
         self.s: Value = op.Sqrt(op.ReduceMean(self.c * self.c, self.axes) + epsilon)
-        self.r = 1.0 / self.s if epsilon else _inverse(self.s, extra)
-
-    @property
-    def normalised(self) -> Value:
-        """``c r``."""
-        return self.c * self.r
+        self.r = 1.0 / self.s if epsilon else _inverse(self.s)
+        self.y = self.c * self.r
 
     def multiplier(self, other: _Signal, m: Value, m_mean: Value | None = None, m_r: Value | None = None) -> Value:
-        """That of x, from those of the normalised signal and, where given, of ``mean x`` and of `r`.
+        """That of x, from those of y and, where given, of ``mean x`` and of ``r = 1/s``.
 
-        ``m_x = m (r + r0)/2 - (c + c0) (<m, c + c0>/2 + m_r) r r0 / (n (s + s0))``, less its mean where the signal is
-        centred; ``c + c0`` has the mean 0 then.
+        ``m_x = 2/(s + s0) m - (c + c0) (<m, y + y0>/(s + s0) + m_r r r0) / (n (s + s0))``, less its mean where the
+        signal is centred; ``c + c0`` has the mean 0 then.
         """
-        op = m.op
-        half, total = _midpoint(self.r, other.r), self.c + other.c
-        pull = op.ReduceSum(m * total, self.axes) * 0.5
+        op, total = m.op, self.s + other.s
+        inverse = 1.0 / total if self.epsilon else _inverse(total)
+        half = inverse * 2.0
+        pull = op.ReduceSum(m * (self.y + other.y), self.axes) * (inverse * inverse * (1 / self.count))
         if m_r is not None:
-            pull = pull + m_r
-        result = m * half - total * (pull * (self.r * other.r / ((self.s + other.s + TINY) * self.count)))
+            pull = pull + m_r * (self.r * other.r * inverse * (1 / self.count))
+        result = m * half - (self.c + other.c) * pull
         shift = op.ReduceMean(m, self.axes) * half if self.centred else None
         if m_mean is not None:
             shift = m_mean * (-1 / self.count) if shift is None else shift - m_mean * (1 / self.count)
         return result if shift is None else result - shift
 
 
-def _inverse(size: Value, extra: float = 0.0) -> Value:
-    """``1 / (size + extra)``, 0 where the size is 0."""
+def _inverse(size: Value) -> Value:
+    """``1 / size``, 0 where the size is 0."""
     op = size.op
-    inverse: Value = op.Where(
-        op.Equal(size, 0.0), op.constant(0.0, size.dtype), 1.0 / (size + extra if extra else size)
-    )
+    inverse: Value = op.Where(op.Equal(size, 0.0), op.constant(0.0, size.dtype), 1.0 / size)
     return inverse
-
-
-def _midpoint(r: Value, r0: Value) -> Value:
-    """``(r + r0)/2``; where one is 0, its signal is 0 whatever the factor, which is taken to be the other's."""
-    op = r.op
-    mean: Value = (r + r0) * op.Where(op.Equal(r * r0, 0.0), op.constant(1.0, r.dtype), op.constant(0.5, r.dtype))
-    return mean
 
 
 def _trailing(ctx: Context, m: Multipliers, centred: bool) -> list[Value | None]:
@@ -173,7 +165,7 @@ def _scaled(
     if ctx.varies(2):
         answer[2] = laid(_collected(m_y, parameters), ctx.shape(2))
     if ctx.varies(1):
-        mean = (signal.normalised + signal0.normalised) * 0.5
+        mean = (signal.y + signal0.y) * 0.5
         answer[1] = laid(_collected(m_y * mean, parameters), ctx.shape(1))
     if ctx.varies(0):
         scale = ctx.constant(1)
