@@ -9,7 +9,7 @@ program to another become outputs of the first and inputs of the last.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from deepshap_ir.batching import Lowering, dimension
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.recurrence import trimmed
+from deepshap_ir.recurrence import is_loop, loop_length, trimmed
 from deepshap_ir.registry import Resolver
 from deepshap_ir.walker import Walker, require_rules
 
@@ -39,22 +39,45 @@ class Program:
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> int:
         """Most bytes alive at once, inputs and outputs included, for these lengths of the batch axes."""
-        last: dict[str, int] = {}
-        for k, step in enumerate(self.steps):
-            last.update((v.name, k) for v in step.inputs if v is not None)
-        kept = {v.name for v in (*self.inputs, *self.outputs)}
-        alive = sum(nbytes(v, sizes) for v in self.inputs)
-        peak = alive
-        for k, step in enumerate(self.steps):
-            alive += sum(nbytes(v, sizes) for v in step.outputs)
-            peak = max(peak, alive)
-            done = {v.name: v for v in (*step.inputs, *step.outputs) if v is not None and last.get(v.name, k) == k}
-            alive -= sum(nbytes(v, sizes) for v in done.values() if v.name not in kept and v.data is None)
-        return peak
+        return _peak(self.steps, self.inputs, self.outputs, sizes)
 
     def widest(self) -> Value:
-        """The value with the most elements per triple; pieces are cut so that it fits the processor's cache."""
-        return max((v for step in self.steps for v in step.outputs), key=lambda v: (len(v.axes), v.size))
+        """The value with the most elements per triple; pieces are cut so that it fits the processor's cache.
+
+        Where most of the work is in a loop it is one of those that the loop computes at each element.
+        """
+        most = max(len(v.axes) for step in self.steps for v in step.outputs)
+        places = [(times, [v for v in values if len(v.axes) == most]) for times, values in _places(self.steps)]
+        _, values = max(places, key=lambda place: place[0] * sum(v.size for v in place[1]))
+        return max(values, key=lambda v: v.size)
+
+
+def _places(steps: Sequence[Step], times: int = 1) -> Iterator[tuple[int, list[Value]]]:
+    """Outside of loops and in each of them: how often values are computed, and which."""
+    yield times, [v for step in steps for v in step.outputs if not is_loop(step)]
+    for step in steps:
+        if is_loop(step):
+            yield from _places(step.attributes["steps"], times * loop_length(step))
+
+
+def _peak(steps: Sequence[Step], inputs: Sequence[Value], outputs: Sequence[Value], sizes: Mapping[str, int]) -> int:
+    last: dict[str, int] = {}
+    for k, step in enumerate(steps):
+        last.update((v.name, k) for v in step.inputs if v is not None)
+    kept = {v.name for v in (*inputs, *outputs)}
+    alive = sum(nbytes(v, sizes) for v in inputs)
+    peak = alive
+    for k, step in enumerate(steps):
+        made = sum(nbytes(v, sizes) for v in step.outputs)
+        alive += made
+        peak = max(peak, alive)
+        if is_loop(step):  # its stacked outputs are there twice while their axes are brought to the front
+            parts = step.attributes
+            inner = _peak(parts["steps"], [*parts["before"], *parts["elements"]], [*parts["new"], *parts["out"]], sizes)
+            peak = max(peak, alive + max(made, inner))
+        done = {v.name: v for v in (*step.inputs, *step.outputs) if v is not None and last.get(v.name, k) == k}
+        alive -= sum(nbytes(v, sizes) for v in done.values() if v.name not in kept and v.data is None)
+    return peak
 
 
 def nbytes(value: Value, sizes: Mapping[str, int]) -> int:

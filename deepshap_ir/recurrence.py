@@ -29,6 +29,13 @@ def is_loop(node: Node | Step) -> bool:
     return node.domain == INTERNAL and node.op_type == "Scan"
 
 
+def loop_length(step: Step) -> int:
+    """How many elements an emitted loop runs over."""
+    sequence = step.inputs[len(step.attributes["before"])]
+    assert sequence is not None
+    return sequence.shape[0]
+
+
 def scan(
     op: Emitter, body: Body, states: Sequence[Value], sequences: Sequence[Value], reverse: bool = False
 ) -> tuple[list[Value], list[Value]]:
