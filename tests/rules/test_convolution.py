@@ -150,10 +150,10 @@ def multipliers(
     return [m[0, 0, 0] for m in found]
 
 
-@pytest.mark.parametrize("module", ["conv", "convtranspose"])
+@pytest.mark.parametrize("module", ["conv", "convtranspose", "col2im"])
 def test_cases_of_onnx(module: str) -> None:
     tried = node_cases(module)
-    assert len(tried) > 5
+    assert len(tried) > 4
     for case in tried:
         x, *rest = case.inputs
         assert x is not None
@@ -170,3 +170,21 @@ def test_the_multiplier_is_that_of_a_loop() -> None:
     attributes = {"group": 2, "strides": [2], "pads": [1, 0]}
     (got,) = multipliers("Conv", [x, weights], [x * 0, weights], seed, [0], attributes)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("columns", "image", "block", "attributes"),
+    [
+        ((1, 8, 12), [4, 5], [2, 2], {}),
+        ((2, 18, 6), [4, 5], [2, 3], {"strides": [2, 1]}),
+        ((1, 8, 9), [5, 5], [2, 2], {"strides": [2, 2], "pads": [0, 1, 1, 0]}),
+        ((1, 12, 9), [5, 7], [2, 3], {"dilations": [2, 2]}),
+        ((1, 10, 3), [7], [5], {}),
+        ((1, 16, 4), [3, 3, 2], [2, 2, 2], {}),
+    ],
+    ids=str,
+)
+def test_columns_to_image(
+    columns: tuple[int, ...], image: list[int], block: list[int], attributes: dict[str, Any]
+) -> None:
+    check_rule("Col2Im", [columns, np.array(image), np.array(block)], attributes=attributes)
