@@ -198,6 +198,17 @@ def unary(low: Lowering, step: Step) -> None:
         row_by_row(low, step)
 
 
+@batching("Swish")
+def swish(low: Lowering, step: Step) -> None:
+    """``x sigmoid(alpha x)``: onnxruntime 1.31 has no kernel, and expands the operator at opset 24 alone."""
+    x, alpha = operand(step), step.attributes.get("alpha", 1.0)
+    scaled = low.name(x)
+    if alpha != 1.0:
+        low.initializers[f"{step.outputs[0].name}_alpha"] = np.array(alpha, x.dtype)
+        scaled = low.node("Mul", [scaled, f"{step.outputs[0].name}_alpha"])
+    low.node("Mul", [low.name(x), low.node("Sigmoid", [scaled])], step.outputs[0].name)
+
+
 def clip_with_varying_bounds(low: Lowering, step: Step) -> None:
     """``min(max(x, low), high)``."""
     x, *bounds = step.inputs

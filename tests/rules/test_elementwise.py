@@ -52,6 +52,12 @@ CASES = [
 PARTIAL = ("Exp", "Sinh", "Cosh")
 
 
+@pytest.mark.parametrize("opset", [24, 25, 26])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_swish_at_opsets_where_onnxruntime_has_none(opset: int, alpha: float) -> None:
+    check_rule("Swish", [(1, 3, 4)], attributes={"alpha": alpha}, opset=opset)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_laws(case: Case) -> None:
     case.obeys_the_laws()
