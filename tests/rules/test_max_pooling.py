@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 from onnx_cases import Case, node_cases
 
-from deepshap_ir.evaluator import Reference
+from deepshap_ir.evaluator import OnnxRuntime, Reference
 from deepshap_ir.extend import Array, Context, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.max_pooling import max_pool
@@ -146,7 +146,7 @@ def test_of_integers() -> None:
 def test_indices_are_given_nothing(explained: int) -> None:
     x = np.random.default_rng(0).normal(size=(1, 1, 6, 6))
     graph = one_node_graph("MaxPool", [x], [0], {"kernel_shape": [2, 2]}, outputs=2, explained=explained)
-    run = Runner(graph, Resolver(), Reference())
+    run = Runner(graph.astype(np.float32), Resolver(), OnnxRuntime())
     m = run.multipliers([x[None]], [-x[None]], np.ones((1, 1, 1, 5, 5)))[0]
     assert bool(m.any()) == (explained == 0)
 
