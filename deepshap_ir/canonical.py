@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from deepshap_ir.windows import WINDOWS
 Pass = Callable[[Graph, Collection[str]], Graph]
 
 COMMUTATIVE = frozenset(["Add", "And", "Equal", "Mul", "Or", "Xor"])
+
+HIDDEN = "deepshap_ir.hidden"
+"""The domain of nodes that no pattern may touch, while the passes run."""
 
 SMALL = 4096
 """Constants of at most so many bytes are compared."""
@@ -82,7 +85,7 @@ PASSES: list[Pass] = [
 """What `canonicalise` does, in this order: products group their factors before functions of one number are joined."""
 
 
-def canonicalise(graph: Graph, protected: Collection[str]) -> Graph:
+def canonicalise(graph: Graph, protected: Collection[str], own: Collection[str] = ()) -> Graph:
     """`graph` with patterns joined whose answer would depend on how they are spelled.
 
     Joined nodes without an ONNX operator of their own are of the domain `deepshap_ir.emitter.INTERNAL` and have their
@@ -90,10 +93,18 @@ def canonicalise(graph: Graph, protected: Collection[str]) -> Graph:
 
     Parameters
     ----------
-    protected : values that survive and that nothing is joined across: explained, held, attributed to, under a rule
-        of the user's own.
+    protected : values that survive and that nothing is joined across: held, attributed to.
+    own : names of nodes that stay as they are, because they have a rule of the user's.
     """
     keep = frozenset([*protected, *graph.inputs, *graph.outputs])
+    hidden = {node.name: node.domain for node in graph.nodes if node.name in own}
+    graph = _in_domains(graph, dict.fromkeys(hidden, HIDDEN))
     for apply in PASSES:
         graph = apply(graph, keep)
-    return graph
+    return _in_domains(graph, hidden)
+
+
+def _in_domains(graph: Graph, domains: Mapping[str, str]) -> Graph:
+    """`graph` with the nodes named in `domains` moved to another domain, where no pattern looks for them."""
+    nodes = (replace(node, domain=domains.get(node.name, node.domain)) for node in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))

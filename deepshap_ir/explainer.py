@@ -389,8 +389,8 @@ def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Grap
 
 
 def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
-    own = {name for node in graph.nodes if resolver.is_own(node) for name in node.outputs if name}
-    return in_bodies(canonicalise(graph, protected | own), lambda body: _joined(body, frozenset(), resolver))
+    own = {node.name for node in graph.nodes if resolver.is_own(node)}
+    return in_bodies(canonicalise(graph, protected, own), lambda body: _joined(body, frozenset(), resolver))
 
 
 def _is_listed(data: Any) -> bool:

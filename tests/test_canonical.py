@@ -154,6 +154,25 @@ def test_nothing_is_joined_across_a_protected_value(inner: str) -> None:
     assert operators(graph) == expected[inner]
 
 
+OWN = {
+    "x sigmoid(x)": ("s = Sigmoid(x) y = Mul(x, s)", X3, ["Sigmoid", "Mul"]),
+    "softmax": ("e = Exp(x) s = ReduceSum(e, last) y = Div(e, s)", X3, ["Exp", "ReduceSum", "Div"]),
+    "square": ("s = Sigmoid(x) y = Mul(s, s)", X3, ["Sigmoid", "Mul"]),
+    "pool": ("y = GlobalMaxPool(x)", "(float[N,2,4,6] x) => (float[] y)", ["GlobalMaxPool"]),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_node_with_a_rule_of_the_users_stays_as_it_is(name: str) -> None:
+    body, signature, expected = OWN[name]
+    before = load(body, signature)
+    for own in before.nodes:
+        graph = canonicalise(before, (), own=[own.name])
+        assert own in graph.nodes
+    assert operators(canonicalise(before, (), own=[node.name for node in before.nodes])) == expected
+    assert operators(canonicalise(before, ())) != expected
+
+
 SOFTMAX = {
     "plain": ("e = Exp(x) s = ReduceSum(e, last) y = Div(e, s)", ["Softmax"]),
     "shifted": ("m = ReduceMax(x, last) z = Sub(x, m) e = Exp(z) s = ReduceSum(e, last) y = Div(e, s)", ["Softmax"]),
