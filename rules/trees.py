@@ -5,10 +5,11 @@ V the reverse. A leaf with a condition that neither meets gives nothing to anyon
 
 ``v (|U| - 1)! |V|! / (|U| + |V|)!`` to each of U and ``-v |U|! (|V| - 1)! / (|U| + |V|)!`` to each of V.
 
-Which conditions a row violates is one number per leaf with a digit per condition. The sum ``code(x) + 2 code(x0)`` has
-the digit 1 for V, 2 for U and 3 where the leaf is out of reach, so that both weights stand in a table. As U are the
-conditions that the reference violates, of a leaf in reach, and V those that the sample violates, two products with the
-rows' own matrices of violations sum them over the leaves.
+Of a leaf in reach, U are all conditions that the reference violates, and V all that the sample violates. So the
+violations of each row, bits of an integer, say by one bitwise And whether a leaf is in reach of a pair; the weights are
+``integral of t^(|U|-1) (1-t)^|V| dt``, to which Gauss-Legendre nodes give the exact value as a sum of products of a
+number of the sample and one of the reference; and two products with the rows' own matrices of violations sum them over
+the leaves.
 
 Lundberg et al. 2020 (Nature Machine Intelligence 2), "Interventional feature perturbation".
 """
@@ -24,11 +25,12 @@ import numpy as np
 
 from deepshap_ir.extend import Array, Context, Emitter, Expansion, Graph, Node, RuleError, Value, expand, rule
 from deepshap_ir.rules.classical import as_output, label, post_transform
+from deepshap_ir.rules.einsum import gauss_legendre
 from deepshap_ir.rules.shapley import quotient
 from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
 
-DIGITS = 8
-"""Conditions per code: ``4**8`` codes have their weights in one table."""
+BITS = 24
+"""Conditions per integer: as many as float32 adds up exactly."""
 
 LEAVES = 512
 """Leaves in one piece of the ensemble, of large ensembles more."""
@@ -59,8 +61,8 @@ class Piece:
 
     @property
     def words(self) -> int:
-        """Codes per leaf."""
-        return -(-self.conditions // DIGITS)
+        """Integers per leaf."""
+        return -(-self.conditions // BITS)
 
 
 @expand("ai.onnx.ml::TreeEnsembleRegressor")
@@ -144,20 +146,24 @@ def _aggregated(ctx: Expansion, forest: Forest, aggregate: str) -> Value:
 
 
 def _sums(ctx: Expansion, forest: Forest) -> Value:
-    """The ensemble as one node: its program gives the sums ``[N, T]`` and what the rule needs of a row."""
+    """The ensemble as one node: its program gives the sums ``[N, T]`` and what the rule needs of a row.
+
+    A single row has no N there: products of matrices that have a dimension of 1 less take half the time.
+    """
     op, x = ctx.op, ctx.x()
     x = x if x.is_float else op.cast(x, op.dtype)
-    x = op.Reshape(x, [1, -1]) if x.rank == 1 else x
+    n = 1 if x.rank == 1 else x.shape[0]
     pieces = cut(forest)
     if not pieces:
-        return op.Expand(op.constant(_constant(forest), x.dtype), [x.shape[0], forest.n_targets])
+        return op.Expand(op.constant(_constant(forest), x.dtype), [n, forest.n_targets])
+    x = op.Reshape(x, [-1]) if n == 1 else x
     inner = Emitter(op.opsets, op.dtype)
     fed = inner.input("x", x.shape, x.dtype, ["sample"])
     results = program(fed, forest, pieces)
-    body = as_graph(inner, fed, results)
     types = [(v.shape, v.dtype) for v in results]
-    attributes = {"body": body, "pieces": tuple(pieces)}
-    return op.emit("Trees", "deepshap_ir", [x], attributes, len(results), types)[0]
+    attributes = {"body": as_graph(inner, fed, results), "pieces": tuple(pieces)}
+    total = op.emit("Trees", "deepshap_ir", [x], attributes, len(results), types)[0]
+    return op.Reshape(total, [1, -1]) if n == 1 else total
 
 
 def cut(forest: Forest) -> list[Piece]:
@@ -166,7 +172,7 @@ def cut(forest: Forest) -> list[Piece]:
     for leaf in forest.leaves:
         if leaf.path and any(any(ws) for ws in leaf.weights.values()):
             slots = forest.slots(leaf)
-            key = (tuple(sorted(leaf.weights)), -(-len(slots) // DIGITS))
+            key = (tuple(sorted(leaf.weights)), -(-len(slots) // BITS))
             groups.setdefault(key, []).append((leaf, slots))
     size = max(LEAVES, len(forest.leaves) // 64)
     pieces = []
@@ -193,7 +199,7 @@ def _piece(
     n = len(forest.tests)
     features = sorted({f for _, slots in leaves for f in slots})
     s = max((len(slots) for _, slots in leaves), default=0)
-    s = s if s <= DIGITS else -(-s // DIGITS) * DIGITS
+    s = s if s <= BITS else -(-s // BITS) * BITS
     j = max((len(found) for _, slots in leaves for found in slots.values()), default=1)
     literals = np.full((len(leaves), s, j), 2 * n, np.int64)
     places = np.full((len(leaves), len(features)), len(leaves) * s, np.int64)
@@ -208,26 +214,30 @@ def _piece(
 
 
 def program(x: Value, forest: Forest, pieces: Sequence[Piece]) -> list[Value]:
-    """``[N, T]``, and per piece codes ``[N, L, words]`` and violations ``[N, L, F']``."""
-    op, n = x.op, x.shape[0]
+    """From rows ``[..., F]`` the sums ``[..., T]``, and what the rule needs of each piece.
+
+    That is the violations as bits, ``[..., L, words]``, their number, ``[..., L]``, and by feature, ``[..., L, F']``;
+    the last times the leaves' values where these have one target.
+    """
+    op, rows = x.op, list(x.shape[:-1])
     total = op.constant(_constant(forest), x.dtype)
-    rows: list[Value] = []
-    violated = _violations(x, forest)
-    both = op.Concat(violated, 1.0 - violated, op.zeros((n, 1), x.dtype), axis=-1)
+    found: list[Value] = []
+    violated, zero = _violations(x, forest), op.zeros((*rows, 1), x.dtype)
+    both = op.Concat(violated, 1.0 - violated, zero, axis=-1)
     for piece in pieces:
         leaves, s, _ = piece.literals.shape
         values = op.constant(piece.values, x.dtype)
-        each = op.Gather(both, op.constant(piece.literals), axis=-1)
-        each = op.ReduceMax(each, [-1], keepdims=0)
-        digits = min(s, DIGITS)
-        power = op.constant(4.0 ** np.arange(digits), x.dtype)
-        code = op.cast(op.MatMul(op.Reshape(each, [n, leaves, piece.words, digits]), power), np.int32)
-        reached = op.Equal(op.ReduceMax(code, [-1], keepdims=0), op.constant(0, np.int32))
-        total = total + _spread(op.MatMul(op.cast(reached, x.dtype), values), piece.targets, forest.n_targets)
-        with_zero = op.Concat(op.Reshape(each, [n, leaves * s]), op.zeros((n, 1), x.dtype), axis=-1)
+        each = op.ReduceMax(op.Gather(both, op.constant(piece.literals), axis=-1), [-1], keepdims=0)
+        bits = min(s, BITS)
+        power = op.constant(2.0 ** np.arange(bits), x.dtype)
+        code = op.cast(op.MatMul(op.Reshape(each, [*rows, leaves, piece.words, bits]), power), np.int32)
+        count = op.ReduceSum(each, [-1], keepdims=0)
+        reached = op.cast(op.Equal(count, 0.0), x.dtype)
+        total = total + _spread(reached @ values, piece.targets, forest.n_targets)
+        with_zero = op.Concat(op.Reshape(each, [*rows, leaves * s]), zero, axis=-1)
         by_feature = op.Gather(with_zero, op.constant(piece.slots), axis=-1)
-        rows += [code, by_feature * values if len(piece.targets) == 1 else by_feature]
-    return [total, *rows]
+        found += [code, count, by_feature * values if len(piece.targets) == 1 else by_feature]
+    return [total, *found]
 
 
 def _violations(x: Value, forest: Forest) -> Value:
@@ -275,69 +285,52 @@ def _spread(columns: Value, places: Array, n: int) -> Value:
 @rule("deepshap_ir::Trees")
 def interventional(ctx: Context, m: Sequence[Value]) -> Value:
     """``m_f = sum over targets t of m_t phi_tf / (x_f - x0_f)``."""
-    op, (n, n_features) = ctx.op, ctx.shape()
-    n_targets = m[0].shape[-1]
-    of_all: Value | None = None
+    op, (*rows, n_features), n_targets = ctx.op, ctx.shape(), m[0].shape[-1]
+    parts: list[Value] = []
     by_target: dict[int, Value] = {}
     for k, piece in enumerate(ctx.attribute("pieces")):
-        code, code0 = ctx.y(1 + 2 * k), ctx.y0(1 + 2 * k)
-        gain, loss = _weights(piece, code + code0 * op.constant(2, np.int32), ctx.dtype)
-        term = "nl,nlf->nf"
+        code, count, violated = (ctx.y(1 + 3 * k + i) for i in range(3))
+        code0, count0, violated0 = (ctx.y0(1 + 3 * k + i) for i in range(3))
+        gain, loss = _weights(piece.conditions, op.BitwiseAnd(code, code0), count, count0)
+        letters = "n" if rows else ""
+        term = f"{letters}l,{letters}lf->{letters}f"
         if len(piece.targets) > 1:
             values = op.constant(piece.values.T, ctx.dtype)
             gain, loss = op.Unsqueeze(gain, [-2]) * values, op.Unsqueeze(loss, [-2]) * values
-            term = "ntl,nlf->ntf"
-        phi = op.Einsum(gain, ctx.y0(2 + 2 * k), equation=term) - op.Einsum(loss, ctx.y(2 + 2 * k), equation=term)
+            term = f"{letters}tl,{letters}lf->{letters}tf"
+        phi = op.Einsum(gain, violated0, equation=term) - op.Einsum(loss, violated, equation=term)
         phi = _spread(phi, piece.features, n_features)
-        if len(piece.targets) == 1:
+        if len(piece.targets) > 1:
+            chosen = np.eye(n_targets)[:, piece.targets]
+            parts.append(phi if len(piece.targets) == n_targets else op.constant(chosen, ctx.dtype) @ phi)
+        else:
             t = int(piece.targets[0])
             by_target[t] = by_target[t] + phi if t in by_target else phi
-            continue
-        chosen = np.zeros((n_targets, len(piece.targets)))
-        chosen[piece.targets, np.arange(len(piece.targets))] = 1.0
-        part = phi if chosen.shape[0] == chosen.shape[1] else op.constant(chosen, ctx.dtype) @ phi
-        of_all = part if of_all is None else of_all + part
     if by_target:
-        zero = op.zeros((n, n_features), ctx.dtype)
-        rows = [op.Unsqueeze(by_target.get(t, zero), [-2]) for t in range(n_targets)]
-        part = rows[0] if n_targets == 1 else op.Concat(*rows, axis=-2)
-        of_all = part if of_all is None else of_all + part
-    assert of_all is not None
-    secant = quotient(of_all, op.Unsqueeze(ctx.delta_x(), [-2]))
+        zero = op.zeros((*rows, n_features), ctx.dtype)
+        stacked = [op.Unsqueeze(by_target.get(t, zero), [-2]) for t in range(n_targets)]
+        parts.append(stacked[0] if n_targets == 1 else op.Concat(*stacked, axis=-2))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    secants = quotient(total, op.Unsqueeze(ctx.delta_x(), [-2]))
     if n_targets == 1:
-        return m[0] * op.Reshape(secant, [n, n_features])
-    return op.Reshape(op.Unsqueeze(m[0], [-2]) @ secant, [n, n_features])
+        return m[0] * op.Squeeze(secants, [-2])
+    return op.Squeeze(op.Unsqueeze(m[0], [-2]) @ secants, [-2])
 
 
-def _weights(piece: Piece, codes: Value, dtype: Any) -> tuple[Value, Value]:
-    """What a leaf gives to each of U and takes from each of V, ``[N, L]``, from the pair's codes ``[N, L, words]``."""
-    op, s = codes.op, piece.conditions
-    counts = _counts(min(s, DIGITS))
-    if piece.words == 1:
-        code = op.Squeeze(codes, [-1])
-        u, v, dead = counts
-    else:
-        last = (s + 1) ** 2
-        table = np.where(counts[2], last, counts[0] * (s + 1) + counts[1]).astype(np.int32)
-        total = op.ReduceSum(op.Gather(op.constant(table), codes), [-1], keepdims=0)
-        code = op.Min(total, op.constant(last, np.int32))
-        u, v = np.divmod(np.arange(last + 1), s + 1)
-        dead = np.arange(last + 1) == last
-    gain, loss = (np.where(dead, 0.0, weights) for weights in (_share(u, v), _share(v, u)))
-    return op.Gather(op.constant(gain, dtype), code), op.Gather(op.constant(loss, dtype), code)
-
-
-def _counts(digits: int) -> tuple[Array, Array, Array]:
-    """Of every code: \\|U\\|, \\|V\\| and whether the leaf is out of reach."""
-    each = (np.arange(4**digits)[:, None] >> (2 * np.arange(digits))) & 3
-    return (each == 2).sum(1), (each == 1).sum(1), (each == 3).any(1)
-
-
-def _share(own: Array, others: Array) -> Array:
-    """``(own - 1)! others! / (own + others)!``, 0 for nobody."""
-    pairs, place = np.unique(np.stack([own, others]), axis=1, return_inverse=True)
-    shares = [1.0 / (a * math.comb(int(a + b), int(a))) if a else 0.0 for a, b in pairs.T]
-    return np.array(shares)[place.reshape(-1)]
+def _weights(conditions: int, common: Value, v: Value, u: Value) -> tuple[Value, Value]:
+    """What a leaf gives to each of U and takes from each of V, ``[..., L]``, from the violations in common."""
+    op = v.op
+    common = op.Squeeze(common, [-1]) if common.shape[-1] == 1 else op.ReduceMax(common, [-1], keepdims=0)
+    in_reach = op.cast(op.Equal(common, op.constant(0, np.int32)), v.dtype)
+    gain, loss = op.constant(0.0, v.dtype), op.constant(0.0, v.dtype)
+    for k, (t, weight) in enumerate(gauss_legendre((conditions + 1) // 2)):
+        log_t, log_rest, log_weight = math.log(t), math.log(1.0 - t), math.log(weight)
+        more = op.Exp(v * log_rest) * op.Exp((u - 1.0) * log_t + log_weight)
+        less = op.Exp((v - 1.0) * log_rest) * op.Exp(u * log_t + log_weight)
+        gain, loss = (gain + more, loss + less) if k else (more, less)
+    return gain * in_reach, loss * in_reach
 
 
 def as_graph(op: Emitter, x: Value, results: Sequence[Value]) -> Graph:
