@@ -52,7 +52,8 @@ def _tabulated(m: Value, axis: int, reads: Array, size: int) -> Value:
         table = np.full((len(chosen), width), n)
         for row, place in zip(table, chosen, strict=True):
             row[: count[place]] = order[ends[place] - count[place] : ends[place]]
-        part = op.Gather(m, table.reshape(-1), axis=axis)
+        in_order = np.array_equal(table.reshape(-1), np.arange(m.shape[axis]))
+        part = m if in_order else op.Gather(m, table.reshape(-1), axis=axis)
         if width > 1:
             part = op.Reshape(part, [*m.shape[:axis], *table.shape, *m.shape[axis + 1 :]])
             part = op.ReduceSum(part, [axis + 1], keepdims=0)
@@ -68,7 +69,10 @@ def surrounded(m: Value, room: dict[int, tuple[int, int]]) -> Value:
     pads = np.zeros((2, m.rank), np.int64)
     for axis, (before, after) in room.items():
         pads[:, axis] = before, after
-    return m.op.Pad(m, pads.reshape(-1)) if pads.any() else m
+    axes = np.flatnonzero(pads.any(0))
+    if len(axes) and pads.max() <= 0:
+        return m.op.Slice(m, -pads[0, axes], np.array(m.shape)[axes] + pads[1, axes], axes)
+    return m.op.Pad(m, pads.reshape(-1)) if len(axes) else m
 
 
 def taken(m: Value, axes: Sequence[int], places: Array) -> Value:

@@ -78,6 +78,7 @@ def test_any_reading(case: tuple[int, list[int]]) -> None:
         (1, [2, 0, 1], 3, ["Gather"]),
         (1, [0, 2], 4, ["Pad", "Gather"]),
         (1, [0, 1, 2, 0, 1, 2], 3, ["Gather", "Reshape", "ReduceSum"]),
+        (1, [0, 0, 1, 1, 2, 2], 3, ["Reshape", "ReduceSum"]),
         (2, [0, 0, 1], 3, ["MatMul"]),
         (2, [2, 0, 1], 1 << 18, ["Pad", "Gather"]),
     ],
@@ -98,6 +99,7 @@ def test_tables_look_up_at_most_twice_as_many_elements_as_were_read() -> None:
 def test_surrounded_adds_and_cuts() -> None:
     m = Emitter({"": 18}).constant(np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(surrounded(m, {1: (1, -1)}).data, [[0, 0, 1], [0, 3, 4]])
+    np.testing.assert_array_equal(surrounded(m, {0: (-1, 0), 1: (0, -2)}).data, [[3]])
     assert surrounded(m, {0: (0, 0)}) is m
 
 
