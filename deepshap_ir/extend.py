@@ -19,6 +19,7 @@ from deepshap_ir.emitter import Emitter, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.registry import RuleSet, expand, rule
+from deepshap_ir.resizing import resized_axes
 from deepshap_ir.sliding import Windows
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "Value",
     "Windows",
     "expand",
+    "resized_axes",
     "rule",
 ]

@@ -57,6 +57,7 @@ PUBLIC = {
         "Value",
         "Windows",
         "expand",
+        "resized_axes",
         "rule",
     },
 }
