@@ -41,10 +41,12 @@ def expand_graph(graph: Graph, resolver: Resolver) -> Graph:
     )
     varying = graph.downstream(graph.inputs)
     nodes: list[Node] = []
+    used = {*graph.outputs, *(name for node in graph.nodes for name in node.reads)}
     waiting = [(node, 0) for node in reversed(graph.nodes)]
     while waiting:
         node, depth = waiting.pop()
-        made = _rewritten(node, known, resolver) if any(name in varying for name in node.reads) else None
+        asked = node if depth else replace(node, outputs=tuple(n if n in used else "" for n in node.outputs))
+        made = _rewritten(asked, known, resolver) if any(name in varying for name in node.reads) else None
         if made is None:
             nodes.append(node)
             continue

@@ -15,9 +15,12 @@ from deepshap_ir.extend import Array, Expansion, RuleError, Value, expand
 
 
 def post_transform(scores: Value, name: str) -> Value:
-    """`scores`, ``[N, C]``, as NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT."""
+    """`scores`, ``[N, C]``, as NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT.
+
+    onnxruntime leaves a single score as it is, but for PROBIT.
+    """
     op = scores.op
-    if name == "NONE":
+    if name == "NONE" or (scores.shape[-1] == 1 and name != "PROBIT"):
         return scores
     if name == "SOFTMAX":
         return op.Softmax(scores, axis=-1)
@@ -28,6 +31,19 @@ def post_transform(scores: Value, name: str) -> Value:
     if name == "PROBIT":
         return _probit(scores)
     raise RuleError(f"post_transform {name!r} is none of NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO, PROBIT")
+
+
+def of_two_classes(score: Value, name: str, rest: float = 1.0) -> Value:
+    """The scores ``[N, 2]`` of two classes from that of the second: the other gets what is left of `rest`.
+
+    onnxruntime does so for every transform but LOGISTIC, which it takes of the negative and of the score.
+    """
+    op = score.op
+    if name == "LOGISTIC":
+        return op.Sigmoid(op.Concat(-score, score, axis=-1))
+    if name == "PROBIT":
+        raise RuleError("PROBIT of a single score for two classes has no second column in onnxruntime")
+    return op.Concat(rest - score, score, axis=-1)
 
 
 def _softmax_zero(scores: Value) -> Value:
@@ -119,16 +135,15 @@ def linear_regressor(ctx: Expansion) -> Value:
 
 @expand("ai.onnx.ml::LinearClassifier")
 def linear_classifier(ctx: Expansion) -> list[Value | None]:
-    """``x W^T + b``; of two classes with one row of weights, its negative and itself."""
-    op, x = ctx.op, _rows(ctx)
+    """``x W^T + b``; one row of weights may stand for two classes."""
+    x = _rows(ctx)
     labels = ctx.attribute("classlabels_ints") or ctx.attribute("classlabels_strings") or []
     n = len(_floats(ctx, "coefficients")) // x.shape[-1]
     scores, transform = _affine(ctx, x, n), ctx.attribute("post_transform", "NONE")
-    known = scores if n > 1 else None
     if n == 1 and len(labels) == 2:
-        known = op.Concat(-scores, scores, axis=-1)
-        scores = op.Concat(1.0 - scores, scores, axis=-1) if transform == "PROBIT" else known
-    return [label(ctx, known, labels), as_output(ctx, post_transform(scores, transform), 1)]
+        known = ctx.op.Concat(-scores, scores, axis=-1)
+        return [label(ctx, known, labels), as_output(ctx, of_two_classes(scores, transform), 1)]
+    return [label(ctx, scores, labels), as_output(ctx, post_transform(scores, transform), 1)]
 
 
 def _affine(ctx: Expansion, x: Value, n: int) -> Value:

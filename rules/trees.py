@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from deepshap_ir.extend import Array, Context, Emitter, Expansion, Graph, Node, RuleError, Value, expand, rule
-from deepshap_ir.rules.classical import as_output, label, post_transform
+from deepshap_ir.rules.classical import as_output, label, of_two_classes, post_transform
 from deepshap_ir.rules.einsum import gauss_legendre
 from deepshap_ir.rules.shapley import quotient
 from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
@@ -86,40 +86,42 @@ def tree_ensemble(ctx: Expansion) -> Value:
 
 @expand("ai.onnx.ml::TreeEnsembleClassifier")
 def tree_ensemble_classifier(ctx: Expansion) -> list[Value | None]:
-    """Sums per class. Trees that know one of two classes give the other what is left of 1, or the negative.
+    """Sums per class. Trees that know one of two classes give the other what is left of 1.
 
-    The latter where some weight is negative; that is what onnxruntime does.
+    Or, where a weight is negative, of 0: that is what onnxruntime does.
     """
     labels = ctx.attribute("classlabels_int64s") or ctx.attribute("classlabels_strings") or []
     forest = forest_by_ids(ctx.node.attributes, "class", len(labels))
-    transform = ctx.attribute("post_transform", "NONE")
+    transform, n_base = ctx.attribute("post_transform", "NONE"), _base(ctx).size
     classes = {t for leaf in forest.leaves for t in leaf.weights}
-    positive = all(w >= 0 for leaf in forest.leaves for ws in leaf.weights.values() for w in ws)
-    one_sided = len(labels) <= 2 and classes == {0}
-    if not one_sided:
-        scores = _plus_base(ctx, _aggregated(ctx, forest, "SUM"))
-        return [label(ctx, scores, labels), as_output(ctx, post_transform(scores, transform), 1)]
-    op = ctx.op
-    score = _plus_base(ctx, _aggregated(ctx, Forest(forest.tests, forest.leaves, 1, forest.n_trees), "SUM"), last=True)
-    if transform == "PROBIT":
-        both = post_transform(score, transform)
-    elif len(labels) == 2 and positive:
-        both = op.Concat(1.0 - score, score, axis=-1)
-    else:
-        both = op.Concat(-score, score, axis=-1)
-        both = op.Sigmoid(both) if transform == "LOGISTIC" else both
-    return [label(ctx, both, labels), as_output(ctx, both, 1)]
+    if len(labels) == 2 and classes == {0} and n_base < 2:
+        rest = 1.0 if all(w >= 0 for leaf in forest.leaves for ws in leaf.weights.values() for w in ws) else 0.0
+        score = _plus_base(ctx, _sums(ctx, Forest(forest.tests, forest.leaves, 1, forest.n_trees)))
+        both = of_two_classes(score, transform, rest)
+        return [label(ctx, both, labels), as_output(ctx, both, 1)]
+    if len(labels) == 2 and not _always_known(forest, 1):
+        raise RuleError("which rows have a score for its second class depends on data, and onnxruntime's answer on that")
+    scores = _plus_base(ctx, _sums(ctx, forest))
+    return [label(ctx, scores, labels), as_output(ctx, post_transform(scores, transform), 1)]
 
 
-def _plus_base(ctx: Expansion, scores: Value, last: bool = False) -> Value:
-    """`scores` plus the base values; the `last` of them where there is one score."""
+def _always_known(forest: Forest, target: int) -> bool:
+    """Whether some tree adds to `target` wherever it ends."""
+    unknown = {leaf.tree for leaf in forest.leaves if target not in leaf.weights}
+    return len(unknown) < forest.n_trees
+
+
+def _base(ctx: Expansion) -> Array:
+    """The base values, one per target, or one, or none."""
     base = ctx.attribute("base_values_as_tensor")
     if base is None or np.size(base) == 0:
         base = np.array(ctx.attribute("base_values", []), np.float32)
-    base = np.asarray(base).reshape(-1)
-    if not base.size:
-        return scores
-    return scores + ctx.op.constant(base[-1:] if last else base, scores.dtype)
+    return np.asarray(base).reshape(-1)
+
+
+def _plus_base(ctx: Expansion, scores: Value) -> Value:
+    base = _base(ctx)
+    return scores + ctx.op.constant(base, scores.dtype) if base.size else scores
 
 
 def _aggregated(ctx: Expansion, forest: Forest, aggregate: str) -> Value:
