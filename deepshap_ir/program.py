@@ -193,8 +193,8 @@ def build_plan(
             result["squares", name] = op.sum_over(contribution, BACKGROUND, "ReduceSumSquare")
             result["absolute", name] = op.sum_over(contribution, BACKGROUND, "ReduceL1")
         if multipliers:
-            spread = m if BACKGROUND in m.axes else m + delta * 0.0
-            result["multiplier", name] = op.sum_over(spread, BACKGROUND)
+            spread = m if {SAMPLE, BACKGROUND} <= {*m.axes} else m + delta * 0.0
+            result["multiplier", name] = op.sum_over(per_output(spread), BACKGROUND)
     nodes = {}
     for node, residual in walker.ledger or ():
         nodes[node.name] = node

@@ -6,8 +6,11 @@ from deepshap_ir.testing import check_rule
 check_rule("Sigmoid", [(1, 5)])                                  # a registered rule, one input of shape (1, 5)
 check_rule("MatMul", [(2, 3), (3, 4)], varying=[0, 1])           # both operands vary
 check_rule("Conv", [(1, 2, 5, 5), weights], attributes={"pads": [1, 1, 1, 1]})
-check_rule("my::Op", [(1, 5)], rule=my_rule, model=model)        # your own rule, on the graph of a model
+check_rule("Softplus", [(1, 5)], rule=my_rule)                   # your own rule
+check_rule("my::Op", [(1, 5)], rule=my_rule, new_ops=[MyOp])     # of your own operator, in numpy
 ```
+
+`MyOp` is an `onnx.reference.op_run.OpRun` of that name with ``op_domain = "my"``; onnxruntime is left out then.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ def one_node_graph(
     opset: int = 18,
     outputs: int = 1,
     explained: int = 0,
+    new_ops: Sequence[Any] = (),
 ) -> Graph:
     """The graph of one operator in which the inputs at `varying` are fed and the others are constants."""
     domain, _, op_type = operator.rpartition("::")
@@ -80,7 +84,7 @@ def one_node_graph(
     )
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid(domain, opset)], ir_version=10)
     with np.errstate(all="ignore"):
-        computed = ReferenceEvaluator(model, new_ops=REPAIRED).run(None, arrays)
+        computed = ReferenceEvaluator(model, new_ops=[*new_ops, *REPAIRED]).run(None, arrays)
     found = dict(zip(results, map(np.asarray, computed), strict=True))
     known = arrays | found
     fed = tuple(names[i] for i in varying)
@@ -108,6 +112,7 @@ def check_rule(
     explained: int = 0,
     domain: Domain | Mapping[int, Domain] = (-2.0, 2.0),
     options: Mapping[str, Any] | None = None,
+    new_ops: Sequence[Any] = (),
     derivative: bool = True,
     onnxruntime: bool = True,
     tolerance: float = 1e-8,
@@ -130,6 +135,7 @@ def check_rule(
     varying : positions of the inputs that differ between sample and reference; they are drawn from `domain`.
     domain : ``(low, high)`` for uniform numbers, or ``(rng, shape) -> array``, or one of these per input position.
     explained : which of the operator's `outputs` is explained.
+    new_ops : `onnx.reference` implementations of operators that ONNX does not define; onnxruntime is not asked then.
 
     Raises
     ------
@@ -151,7 +157,7 @@ def check_rule(
     else:
         arrays = [draw(i, a) if isinstance(a, tuple) else a for i, a in enumerate(inputs)]
         arrays = [a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for a in map(_array, arrays)]
-        graph = one_node_graph(operator, arrays, varying, attributes, opset, outputs, explained)
+        graph = one_node_graph(operator, arrays, varying, attributes, opset, outputs, explained, new_ops)
         what = f"{operator} {dict(attributes or {})} on {[a.shape for a in arrays if a is not None]}"
     rules = rule if isinstance(rule, RuleSet) else rule_set({str(operator): rule} if rule is not None else None)
     resolver = Resolver([rules], options)
@@ -166,7 +172,7 @@ def check_rule(
     seeds = rng.normal(size=(k, *graph.shapes[graph.outputs[0]]))
     seeds = np.concatenate([seeds, seeds[:1] - 2 * seeds[1:]])
 
-    run = Runner(graph, resolver, Reference())
+    run = Runner(graph, resolver, Reference(new_ops))
     ms = run.multipliers(samples, references, seeds)
     _finite(ms, what)
     gap = _sum_to_delta(run, ms, samples, references, seeds)
@@ -175,8 +181,9 @@ def check_rule(
         off = _relative(m[2], m[0] - 2 * m[1])
         assert off <= 1e-8, f"{what}: multipliers are not linear in those of the output, off by {off:.3g} (law 3)"
     alone = run.multipliers([x[1:2] for x in samples], [x0[2:3] for x0 in references], seeds)
-    for m, single in zip(ms, alone, strict=True):
-        off = _relative(single[:, 0, 0], m[:, 1, 2])
+    together = run.sums(samples, references, seeds)
+    for m, single, total in zip(ms, alone, together, strict=True):
+        off = max(_relative(single[:, 0, 0], m[:, 1, 2]), _relative(total, m.sum(2)))
         assert off <= 1e-8, f"{what}: a pair's multiplier depends on other rows, by {off:.3g} (law 2)"
     derivative_error = None
     if derivative:
@@ -185,7 +192,7 @@ def check_rule(
             f"{what}: at a small delta the multiplier is {derivative_error:.3g} away from the derivative (law 4)"
         )
     float32_error = None
-    if onnxruntime:
+    if onnxruntime and not new_ops:
         in_float32 = Runner(graph.astype(np.float32), resolver, OnnxRuntime())
         got = in_float32.multipliers(samples, references, seeds)
         _finite(got, what + " in float32")
@@ -207,21 +214,17 @@ class Runner:
 
     def multipliers(self, samples: Sequence[Array], references: Sequence[Array], seeds: Array) -> list[Array]:
         """Per input ``[K, N, B, *shape]``, zeros where nothing depends on it."""
-        per_reference = []
-        for j in range(len(references[0])):
-            rows = self._evaluate(samples, [x0[j : j + 1] for x0 in references], seeds)
-            per_reference.append(rows.sums)
+        rows = range(len(references[0]))
+        pairs = [self.sums(samples, [x0[j : j + 1] for x0 in references], seeds) for j in rows]
+        return [np.stack(found, axis=2) for found in zip(*pairs, strict=True)]
+
+    def sums(self, samples: Sequence[Array], references: Sequence[Array], seeds: Array) -> list[Array]:
+        """Per input the sum over the references, ``[K, N, *shape]``."""
+        found = self._evaluate(samples, references, seeds).sums
+        shapes = [(len(seeds), len(x), *self.graph.shapes[n]) for n, x in zip(self.graph.inputs, samples, strict=True)]
         return [
-            np.stack(
-                [
-                    np.broadcast_to(
-                        sums.get(("multiplier", name), np.zeros(1)), (len(seeds), len(x), *self.graph.shapes[name])
-                    )
-                    for sums in per_reference
-                ],
-                axis=2,
-            )
-            for name, x in zip(self.graph.inputs, samples, strict=True)
+            found.get(("multiplier", name), np.zeros(shape))
+            for name, shape in zip(self.graph.inputs, shapes, strict=True)
         ]
 
     def delta(self, samples: Sequence[Array], references: Sequence[Array]) -> Array:
