@@ -7,7 +7,6 @@ references are in the model's dtype, sums over pieces in float64.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -378,16 +377,6 @@ def _stacked(references: OwnReferences, tile: slice) -> Tensors:
     if len(counts) > 1:
         raise InputError(f"the function for the references gave {sorted(counts)} rows; each sample needs as many")
     return {f"background_{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping; the cgroup's limit where it is lower."""
-    try:
-        with open("/proc/meminfo") as lines:
-            found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 1 << 31
-    return found
 
 
 def _ranges(stop: int, piece: int, start: int = 0) -> Iterator[slice]:

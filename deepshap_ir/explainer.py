@@ -14,11 +14,12 @@ from deepshap_ir.attribution import Attributions, Layout, gather
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
-from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference, Rows, available_memory
+from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference, Rows
 from deepshap_ir.expand import expand_graph
 from deepshap_ir.explanation import make_explanation
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importer import Imported, import_model
+from deepshap_ir.memory import available_memory
 from deepshap_ir.program import Plan, build_plan
 from deepshap_ir.recurrence import in_bodies
 from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
