@@ -91,7 +91,7 @@ def check(case: Any) -> list[Outcome]:
     declared = [value.name for value in model.graph.input]
     feeds = {n: np.asarray(a) for n, a in zip(declared, inputs, strict=False) if isinstance(a, np.ndarray | np.generic)}
     fixed = {node.input[k] for node in model.graph.node for k in FIXED.get(node.op_type, ()) if k < len(node.input)}
-    floats = [n for n, a in feeds.items() if _is_float(a) and n not in fixed]
+    floats = [n for n, a in feeds.items() if _is_float(a) and np.isfinite(a).all() and n not in fixed]
     wanted = [v.name for v, a in zip(model.graph.output, outputs, strict=False) if _is_float(a)]
     return [_explain(case.name, operator, model, feeds, floats, name) for name in wanted]
 

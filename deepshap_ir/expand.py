@@ -6,7 +6,7 @@ operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,15 @@ def emit_function(
     """Emit the nodes of a function on `xs`, with `attributes` in place of its attribute references."""
     known: dict[str, Value | None] = dict.fromkeys(["", *function.input])
     known.update(zip(function.input, xs, strict=False))
-    for proto in function.node:
+    _emit_protos(function.node, op, known, attributes)
+    return [known.get(name) for name in function.output]
+
+
+def _emit_protos(
+    nodes: Iterable[onnx.NodeProto], op: Emitter, known: dict[str, Value | None], attributes: Mapping[str, Any]
+) -> None:
+    """Emit nodes on the values `known`, and enter their results there."""
+    for proto in nodes:
         given = {}
         for a in proto.attribute:
             if a.ref_attr_name:
@@ -181,13 +189,20 @@ def emit_function(
                     given[a.name] = attributes[a.ref_attr_name]
             else:
                 given[a.name] = plain_attribute(a)
+        inputs = [known[n] for n in proto.input]
+        results: Sequence[Value | None]
         if proto.op_type == "Constant":
-            results: tuple[Value | None, ...] = (op.constant(_constant(given)),)
+            results = (op.constant(_constant(given)),)
+        elif proto.op_type == "CastLike" and inputs[0] is not None and inputs[1] is not None:
+            results = (op.cast(inputs[0], inputs[1].dtype),)
+        elif proto.op_type == "If" and inputs[0] is not None and inputs[0].data is not None:
+            branch = given["then_branch" if inputs[0].data.all() else "else_branch"]
+            _emit_protos(branch.node, op, known, attributes)
+            results = [known[value.name] for value in branch.output]
         else:
             operator = f"{proto.domain}::{proto.op_type}" if proto.domain else proto.op_type
-            results = op.call(operator, *(known[n] for n in proto.input), outputs=len(proto.output), **given)
+            results = op.call(operator, *inputs, outputs=len(proto.output), **given)
         known.update(zip(proto.output, results, strict=True))
-    return [known.get(name) for name in function.output]
 
 
 def plain_attribute(attribute: onnx.AttributeProto) -> Any:

@@ -136,7 +136,7 @@ def _rounds_up(rounding: str, fraction: Array) -> Array:
 
 
 def _triangle(distance: Array) -> Array:
-    return np.clip(1 - distance, 0, 1)
+    return np.asarray(np.clip(1 - distance, 0, 1))
 
 
 def cubic(d: Array, a: float) -> Array:

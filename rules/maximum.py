@@ -145,9 +145,11 @@ def _of_stack(ctx: Context, xs: Sequence[Value], x0s: Sequence[Value]) -> list[V
 
 
 def _upward(ctx: Context, x: Value) -> Value:
-    """`x` as floating-point numbers, for a minimum their negatives."""
+    """`x` as floating-point numbers, for a minimum their negatives; -inf (of masks) as the lowest finite number."""
     x = ctx.as_float(x)
-    return -x if ctx.node.op_type.endswith("Min") else x
+    x = -x if ctx.node.op_type.endswith("Min") else x
+    highest: Value = ctx.op.Max(x, ctx.op.constant(np.finfo(x.dtype).min, x.dtype))
+    return highest
 
 
 def _axes(ctx: Context) -> list[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
+from itertools import product as combinations
 
 import numpy as np
 
-from deepshap_ir.extend import Array, Context, RuleError, Value, resized_axes, rule
+from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, resized_axes, rule
 from deepshap_ir.rules.reads import given_back
 from deepshap_ir.rules.shapley import quotient, shapley_values
 
@@ -66,7 +66,7 @@ def _scattered(ctx: Context, grid: Value, m: Value) -> Value:
         for column in op.Split(grid, [1] * len(sizes), axis=-1, outputs=len(sizes))
     ]
     samples = [_samples(ctx, column, n) for column, n in zip(columns[::-1], sizes, strict=True)]
-    for corner in product(*samples):
+    for corner in combinations(*samples):
         index, weight = corner[0]
         for (i, w), n in zip(corner[1:], sizes[1:], strict=True):
             index, weight = index * float(n) + i, weight * w
@@ -119,6 +119,22 @@ def _near(d: Value) -> Value:
 
 def _far(d: Value) -> Value:
     return ((d * -0.75 + 3.75) * d - 6.0) * d + 3.0
+
+
+@expand("AffineGrid")
+def affine_grid(ctx: Expansion) -> Value:
+    """``g_p = theta (p, 1)``: a product with the places of the result, from -1 to 1, the last dimension first."""
+    op, sizes = ctx.op, ctx.constant(1)
+    if sizes is None:
+        raise RuleError("its size is computed from a model input; only a fixed size is supported")
+    lengths = [int(n) for n in sizes[2:]]
+    ends = [(n - 1 if ctx.attribute("align_corners", 0) else n) for n in lengths]
+    lines = [(2 * np.arange(n) - (n - 1)) / max(end, 1) for n, end in zip(lengths, ends, strict=True)]
+    grid = np.stack([*np.meshgrid(*lines, indexing="ij")[::-1], np.ones(lengths)], -1)
+    places = grid.reshape(-1, len(lengths) + 1).astype(ctx.x().dtype)
+    product = op.MatMul(places, op.Transpose(ctx.x(), perm=[0, 2, 1]))
+    result: Value = op.Reshape(product, [int(sizes[0]), *lengths, len(lengths)])
+    return result
 
 
 @rule("RoiAlign")

@@ -48,8 +48,17 @@ def by_players(ctx: Context, m: Value, derivatives: Mapping[int, Value] | None =
 
     result: list[Value | None] = [None] * ctx.n_inputs
     for i, phi in shapley_values(f, players).items():
-        result[i] = m * quotient(phi, ctx.delta_x(i), (derivatives or {}).get(i))
+        result[i] = m * quotient(phi, _delta(ctx, i), (derivatives or {}).get(i))
     return result
+
+
+def _delta(ctx: Context, i: int) -> Value:
+    """``x - x0``, 0 where both are the same infinity, as masks are."""
+    delta = ctx.delta_x(i)
+    if not ctx.x(i).is_float:
+        return delta
+    finite: Value = ctx.op.Where(ctx.op.Equal(ctx.x(i), ctx.x0(i)), ctx.op.constant(0.0, delta.dtype), delta)
+    return finite
 
 
 @rule("And", "Or", "Xor", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")

@@ -77,7 +77,7 @@ def logarithmic_mean(log_p: Value, log_q: Value) -> Value:
 def _means(log_p: Value, log_q: Value, axes: Sequence[int]) -> tuple[Value, Value]:
     """The logarithmic means, and their sum along `axes`.
 
-    A logit of -inf at both points has the mean 0. One that is -inf at one point alone would need an infinite
+    A logit of -inf at both points has the mean 0, and so has every one where all are. One that is -inf at one point alone would need an infinite
     multiplier: there the sum is NaN. Which logits are -inf is compared by a sum of fixed numbers over them.
     """
     op = log_p.op
@@ -85,12 +85,12 @@ def _means(log_p: Value, log_q: Value, axes: Sequence[int]) -> tuple[Value, Valu
     numbers = np.random.default_rng(0).random([n if a in axes else 1 for a, n in enumerate(log_p.shape)]) + 1.0
     finite, masks = [], []
     for logits in (log_p, log_q):
-        masked = op.IsInf(logits)
+        masked = op.Not(logits > -np.inf)  # all masked, the probabilities are NaN
         finite.append(op.Where(masked, op.constant(-1e4, dtype), logits))
         masks.append(op.ReduceSum(op.Where(masked, op.constant(numbers, dtype), op.constant(0.0, dtype)), list(axes)))
     means = logarithmic_mean(*finite)
     differ = op.Where(op.Equal(*masks), op.constant(0.0, dtype), op.constant(np.nan, dtype))
-    return means, op.ReduceSum(means, list(axes)) + differ
+    return means, op.Max(op.ReduceSum(means, list(axes)), op.constant(TINY, dtype)) + differ
 
 
 def _axis(ctx: Context) -> int:
