@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from deepshap_ir.extend import Array, Context, Emitter, Expansion, Graph, Node, RuleError, Value, expand, rule
-from deepshap_ir.rules.classical import as_output, label, of_two_classes, post_transform
+from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, rule
+from deepshap_ir.rules.classical import as_output, joined, label, of_targets, of_two_classes
 from deepshap_ir.rules.einsum import gauss_legendre
 from deepshap_ir.rules.shapley import quotient
 from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
@@ -72,7 +72,7 @@ def tree_ensemble_regressor(ctx: Expansion) -> Value:
     forest = forest_by_ids(attributes, "target", int(ctx.attribute("n_targets", 1)))
     scores = _aggregated(ctx, forest, ctx.attribute("aggregate_function", "SUM"))
     scores = _plus_base(ctx, scores)
-    return as_output(ctx, post_transform(scores, ctx.attribute("post_transform", "NONE")), 0)
+    return as_output(ctx, of_targets(scores, ctx.attribute("post_transform", "NONE")), 0)
 
 
 @expand("ai.onnx.ml::TreeEnsemble")
@@ -81,7 +81,7 @@ def tree_ensemble(ctx: Expansion) -> Value:
     forest = forest_by_position(ctx.node.attributes)
     aggregate = ("AVERAGE", "SUM", "MIN", "MAX")[int(ctx.attribute("aggregate_function", 1))]
     transform = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[int(ctx.attribute("post_transform", 0))]
-    return as_output(ctx, post_transform(_aggregated(ctx, forest, aggregate), transform), 0)
+    return as_output(ctx, of_targets(_aggregated(ctx, forest, aggregate), transform), 0)
 
 
 @expand("ai.onnx.ml::TreeEnsembleClassifier")
@@ -100,9 +100,11 @@ def tree_ensemble_classifier(ctx: Expansion) -> list[Value | None]:
         both = of_two_classes(score, transform, rest)
         return [label(ctx, both, labels), as_output(ctx, both, 1)]
     if len(labels) == 2 and not _always_known(forest, 1):
-        raise RuleError("which rows have a score for its second class depends on data, and onnxruntime's answer on that")
+        raise RuleError(
+            "which rows have a score for its second class depends on data, and onnxruntime's answer on that"
+        )
     scores = _plus_base(ctx, _sums(ctx, forest))
-    return [label(ctx, scores, labels), as_output(ctx, post_transform(scores, transform), 1)]
+    return [label(ctx, scores, labels), as_output(ctx, of_targets(scores, transform), 1)]
 
 
 def _always_known(forest: Forest, target: int) -> bool:
@@ -159,12 +161,7 @@ def _sums(ctx: Expansion, forest: Forest) -> Value:
     if not pieces:
         return op.Expand(op.constant(_constant(forest), x.dtype), [n, forest.n_targets])
     x = op.Reshape(x, [-1]) if n == 1 else x
-    inner = Emitter(op.opsets, op.dtype)
-    fed = inner.input("x", x.shape, x.dtype, ["sample"])
-    results = program(fed, forest, pieces)
-    types = [(v.shape, v.dtype) for v in results]
-    attributes = {"body": as_graph(inner, fed, results), "pieces": tuple(pieces)}
-    total = op.emit("Trees", "deepshap_ir", [x], attributes, len(results), types)[0]
+    total = joined(op, "Trees", [x], lambda fed: program(fed[0], forest, pieces), pieces=tuple(pieces))
     return op.Reshape(total, [1, -1]) if n == 1 else total
 
 
@@ -333,25 +330,3 @@ def _weights(conditions: int, common: Value, v: Value, u: Value) -> tuple[Value,
         less = op.Exp((v - 1.0) * log_rest) * op.Exp(u * log_t + log_weight)
         gain, loss = (gain + more, loss + less) if k else (more, less)
     return gain * in_reach, loss * in_reach
-
-
-def as_graph(op: Emitter, x: Value, results: Sequence[Value]) -> Graph:
-    """The recorded steps, from `x` to `results`, as a graph."""
-    nodes, constants = [], {}
-    shapes, dtypes = {x.name: x.shape}, {x.name: x.dtype}
-    for k, step in enumerate(op.steps):
-        names = tuple(v.name if v is not None else "" for v in step.inputs)
-        made = tuple(v.name for v in step.outputs)
-        nodes.append(
-            Node(f"{step.op_type}_{k}", step.op_type, names, made, step.attributes, step.domain, op.opsets[""])
-        )
-        for v in (*step.inputs, *step.outputs):
-            if v is not None:
-                shapes[v.name], dtypes[v.name] = v.shape, v.dtype
-                if v.data is not None:
-                    constants[v.name] = v.data
-    for v in results:
-        shapes[v.name], dtypes[v.name] = v.shape, v.dtype
-        if v.data is not None:
-            constants[v.name] = v.data
-    return Graph((x.name,), tuple(v.name for v in results), tuple(nodes), constants, shapes, dtypes, {}, op.opsets)
