@@ -77,8 +77,9 @@ def logarithmic_mean(log_p: Value, log_q: Value) -> Value:
 def _means(log_p: Value, log_q: Value, axes: Sequence[int]) -> tuple[Value, Value]:
     """The logarithmic means, and their sum along `axes`.
 
-    A logit of -inf at both points has the mean 0, and so has every one where all are. One that is -inf at one point alone would need an infinite
-    multiplier: there the sum is NaN. Which logits are -inf is compared by a sum of fixed numbers over them.
+    A logit of -inf at both points has the mean 0, and so has every one where all are. One that is -inf at one point
+    alone would need an infinite multiplier: there the sum is NaN. Which logits are -inf is compared by a sum of fixed
+    numbers over them.
     """
     op = log_p.op
     dtype = log_p.dtype
