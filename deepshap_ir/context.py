@@ -14,6 +14,18 @@ from deepshap_ir.graph import Array, Graph, Node
 Backward = Callable[[Graph, Sequence[Value | None], Sequence[Value | None], Sequence[Value | None]], list[Value | None]]
 
 
+MADE_FOR_NAN = frozenset(["deepshap_ir::Imputer", "deepshap_ir::Trees"])
+"""Joined operators whose input may be NaN."""
+
+MISSING = 1.0907e10
+"""What NaN counts as in a delta, so that a contribution of it has a multiplier: far from all numbers in practice."""
+
+
+def without_nan(x: Value) -> Value:
+    """`x` with `MISSING` for NaN."""
+    return x.op.Where(x.op.IsNaN(x), x.op.constant(MISSING, x.dtype), x)
+
+
 class _NodeView:
     """A node, its attributes and its operands, for one example."""
 
@@ -110,8 +122,11 @@ class Context(_NodeView):
         return array
 
     def delta_x(self, i: int = 0) -> Value:
-        """``x(i) - x0(i)``, as floating-point numbers."""
-        return self.op.Sub(self.as_float(self.x(i)), self.as_float(self.x0(i)))
+        """``x(i) - x0(i)``, as floating-point numbers; NaN counts as `MISSING` where the operator is made for it."""
+        x, x0 = self.as_float(self.x(i)), self.as_float(self.x0(i))
+        if self.node.operator in MADE_FOR_NAN:
+            x, x0 = without_nan(x), without_nan(x0)
+        return self.op.Sub(x, x0)
 
     def delta_y(self, j: int = 0) -> Value:
         """``y(j) - y0(j)``, as floating-point numbers."""

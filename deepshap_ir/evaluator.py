@@ -256,7 +256,7 @@ class Evaluator:
         sizes[BACKGROUND] = _even(b, sizes[BACKGROUND])
         if not self.plan.explain.steps:
             return sizes
-        widest = self.plan.explain.widest()
+        widest = self.plan.explain.widest(sizes)
         while sizes[SAMPLE] < n:
             more = sizes | {SAMPLE: min(n, 2 * sizes[SAMPLE])}
             if peak(more) > budget or nbytes(widest, more) > CACHE_BYTES:

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from deepshap_ir.batching import Lowering, dimension
+from deepshap_ir.context import MADE_FOR_NAN, without_nan
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Graph, Node
@@ -41,15 +42,14 @@ class Program:
         """Most bytes alive at once, inputs and outputs included, for these lengths of the batch axes."""
         return _peak(self.steps, self.inputs, self.outputs, sizes)
 
-    def widest(self) -> Value:
-        """The value with the most elements per triple; pieces are cut so that it fits the processor's cache.
+    def widest(self, sizes: Mapping[str, int]) -> Value:
+        """The largest value for these lengths of the batch axes; pieces are cut so that it fits the processor's cache.
 
         Where most of the work is in a loop it is one of those that the loop computes at each element.
         """
-        most = max(len(v.axes) for step in self.steps for v in step.outputs)
-        places = [(times, [v for v in values if len(v.axes) == most]) for times, values in _places(self.steps)]
-        _, values = max(places, key=lambda place: place[0] * sum(v.size for v in place[1]))
-        return max(values, key=lambda v: v.size)
+        places = [(times, [(nbytes(v, sizes), v) for v in values]) for times, values in _places(self.steps)]
+        _, values = max(places, key=lambda place: place[0] * sum(size for size, _ in place[1]))
+        return max(values, key=lambda one: (one[0], len(one[1].axes)))[1]
 
 
 def _places(steps: Sequence[Step], times: int = 1) -> Iterator[tuple[int, list[Value]]]:
@@ -184,7 +184,10 @@ def build_plan(
         m = found.get(name)
         if m is None:
             continue
-        delta = op.Sub(op.cast(x, m.dtype), op.cast(x0, m.dtype))
+        x_number, x0_number = op.cast(x, m.dtype), op.cast(x0, m.dtype)
+        if any(node.operator in MADE_FOR_NAN for node in graph.nodes):
+            x_number, x0_number = without_nan(x_number), without_nan(x0_number)
+        delta = op.Sub(x_number, x0_number)
         contribution = per_output(m * delta)
         result["sum", name] = op.sum_over(contribution, BACKGROUND)
         if details:

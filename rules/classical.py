@@ -309,7 +309,10 @@ def _kernels(ctx: Expansion, x: Value, n: int) -> Value:
 
 
 def _by_pairs(weights: Array, counts: Sequence[int]) -> Array:
-    """``[V, C (C - 1) / 2]`` from libsvm's ``[C - 1, V]``: of classes i < j row j - 1 on those of i, row i on those of j."""
+    """``[V, C (C - 1) / 2]`` from libsvm's ``[C - 1, V]``.
+
+    Of classes i < j row j - 1 holds the coefficients of the vectors of i, and row i those of j.
+    """
     ends = np.cumsum([0, *counts])
     columns = []
     for i in range(len(counts)):
