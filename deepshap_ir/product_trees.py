@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +14,18 @@ from deepshap_ir.regions import Dominators
 from deepshap_ir.rewriting import Rewriter, subgraph
 from deepshap_ir.trace import tidy
 
-MOST_PLAYERS = 64
-"""A product of more players stays as it is nested."""
+PRODUCTS = frozenset(["Div", "Mul", "Neg", "Pow"])
+
+MOST_FACTORS = 32
+"""So many factors are told apart; products below them are factors themselves."""
+
+LARGEST_POWER = 8
+"""A product of more equal factors stays as it is: ``(a c)^n`` may be finite where ``a^n c^n`` is 0 times infinity."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A value, and whether it divides."""
+    """A value, and whether it multiplies (1) or divides (-1)."""
 
     name: str
     power: int
@@ -30,72 +35,88 @@ def square(graph: Rewriter, node: Node) -> list[Node] | None:
     """``u u`` is a power of one factor."""
     if node.operator != "Mul" or node.inputs[0] != node.inputs[1] or graph.graph.dtypes[node.inputs[0]].kind != "f":
         return None
-    two = graph.constant(np.array(2.0, graph.graph.dtypes[node.inputs[0]]), f"{node.outputs[0]}/two")
-    return [graph.node(node, "Pow", [node.inputs[0], two])]
+    return [_whole_power(graph, node, node.inputs[0], 2)]
 
 
 def join_products(graph: Graph, keep: Collection[str]) -> Graph:
-    """Make one ``Product`` of every tree of Mul, Div and Neg that has three players or more.
+    """Make one ``Product`` of every tree of Mul, Div, Neg and whole powers that has three players or more.
 
     Factors that are functions of one number (``u u y``, ``x sigmoid(x) y``) are one player and are multiplied first.
-    A product that must survive or has several readers is a factor itself.
+    A product that must survive or that several nodes read is a factor itself.
     """
-    rewriter, dominators = Rewriter(graph, keep), Dominators(graph, keep)
-    readers = Counter(name for node in graph.nodes for name in node.reads)
-    readers.update(graph.outputs)
-    producer = graph.producer()
-
-    def inner(name: str) -> Node | None:
-        node = producer.get(name)
-        within = node is not None and node.operator in ("Mul", "Div", "Neg") and readers[name] == 1
-        return node if within and name not in keep else None
-
+    trees = _Trees(graph, keep)
     made: dict[str, list[Node]] = {}
     absorbed: set[str] = set()
     for node in reversed(graph.nodes):
-        if node.operator not in ("Mul", "Div") or node.name in absorbed or graph.dtypes[node.outputs[0]].kind != "f":
+        if node.name in absorbed or trees.parts(node) is None:
             continue
-        factors, inside = _factors(rewriter, node, inner)
-        players = _players(factors, dominators, rewriter)
-        if (
-            len(players) == 1
-            or (len(players) == 2 and all(len(p) == 1 for p in players))
-            or len(players) > MOST_PLAYERS
-        ):
+        factors, inside = trees.factors(node)
+        players = _players(factors, trees.dominators, trees.rewriter.graph)
+        largest = max(map(len, players), default=0)
+        if len(players) < 2 or (len(players) == 2 and largest == 1) or largest > LARGEST_POWER:
             continue
-        made[node.name] = _product(rewriter, node, factors, players)
+        made[node.name] = _product(trees.rewriter, node, factors, players)
         absorbed.update(inside)
-    nodes = [new for node in graph.nodes if node.name not in absorbed for new in made.get(node.name, [node])]
-    return tidy(replace(rewriter.graph, nodes=tuple(nodes)))
+    nodes = [new for node in graph.nodes for new in made.get(node.name, [node])]
+    return tidy(replace(trees.rewriter.graph, nodes=tuple(nodes)))
 
 
-def _factors(graph: Rewriter, root: Node, inner: Callable[[str], Node | None]) -> tuple[list[Factor], set[str]]:
-    """The factors of the tree below `root` from left to right, and the names of the nodes inside it."""
-    factors: list[Factor] = []
-    inside: set[str] = set()
-    pending = [(root.outputs[0], 1)]
-    while pending:
-        name, power = pending.pop()
-        node = root if name == root.outputs[0] else inner(name)
-        if node is None:
-            factors.append(Factor(name, power))
-            continue
-        inside.add(node.name)
+class _Trees:
+    """The trees of products of a graph."""
+
+    def __init__(self, graph: Graph, keep: Collection[str]) -> None:
+        self.graph, self.keep = graph, keep
+        self.rewriter, self.dominators = Rewriter(graph, keep), Dominators(graph, keep)
+        self.producer = graph.producer()
+        self.readers = Counter(name for node in graph.nodes for name in set(node.reads))
+
+    def parts(self, node: Node) -> list[Factor] | None:
+        """The factors of one node; None where it is no product."""
+        if node.operator not in PRODUCTS or self.graph.dtypes[node.outputs[0]].kind != "f":
+            return None
+        if node.operator in ("Mul", "Div"):
+            return [Factor(node.inputs[0], 1), Factor(node.inputs[1], 1 if node.operator == "Mul" else -1)]
         if node.operator == "Neg":
-            dtype = graph.graph.dtypes[node.outputs[0]]
-            factors.append(Factor(graph.constant(np.array(-1.0, dtype), f"{node.outputs[0]}/minus_one"), 1))
-            pending.append((node.inputs[0], power))
-        else:
-            pending.append((node.inputs[1], -power if node.operator == "Div" else power))
-            pending.append((node.inputs[0], power))
-    return factors, inside - {root.name}
+            minus_one = np.array(-1.0, self.graph.dtypes[node.outputs[0]])
+            return [
+                Factor(self.rewriter.constant(minus_one, f"{node.outputs[0]}/minus_one"), 1),
+                Factor(node.inputs[0], 1),
+            ]
+        exponent = self.rewriter.number(node.inputs[1])
+        whole = exponent is not None and exponent % 1 == 0 and 1 <= abs(exponent) <= LARGEST_POWER
+        if exponent is None or not whole or self._inside(node.inputs[0]) is None:
+            return None
+        return [Factor(node.inputs[0], 1 if exponent > 0 else -1)] * int(abs(exponent))
+
+    def factors(self, root: Node) -> tuple[list[Factor], set[str]]:
+        """The factors of the tree below `root` from left to right, and the names of the nodes inside it."""
+        found: list[Factor] = []
+        inside: set[str] = set()
+        pending = [Factor(root.outputs[0], 1)]
+        while pending:
+            factor = pending.pop()
+            node = root if factor.name == root.outputs[0] else self._inside(factor.name)
+            parts = self.parts(node) if node is not None and len(found) + len(pending) < MOST_FACTORS else None
+            if node is None or parts is None:
+                found.append(factor)
+                continue
+            inside.add(node.name)
+            pending += [Factor(part.name, part.power * factor.power) for part in reversed(parts)]
+        return found, inside
+
+    def _inside(self, name: str) -> Node | None:
+        """The product that makes `name`, where one node alone reads it."""
+        node = self.producer.get(name)
+        if node is None or name in self.keep or self.readers[name] != 1:
+            return None
+        return node if node.operator in PRODUCTS else None
 
 
-def _players(factors: Sequence[Factor], dominators: Dominators, graph: Rewriter) -> list[list[int]]:
+def _players(factors: Sequence[Factor], dominators: Dominators, graph: Graph) -> list[list[int]]:
     """The places of the varying factors, those that are functions of one number together."""
     players: list[list[int]] = []
     for k, factor in enumerate(factors):
-        if factor.name in graph.graph.constants:
+        if factor.name in graph.constants:
             continue
         for player in players:
             if dominators.common([factors[player[0]].name, factor.name]) is not None:
@@ -130,7 +151,8 @@ def _multiplied(graph: Rewriter, root: Node, player: Sequence[Factor], nodes: li
     terms = [Factor(factor.name, factor.power * power) for factor in sorted(player, key=lambda f: -f.power)]
     name = player[0].name
     output = graph.value(graph.shape(name), graph.graph.dtypes[name], f"{root.outputs[0]}/{name}")
-    nodes += _chain(graph, root, terms, output)
+    equal = all(factor == player[0] for factor in player)
+    nodes += [_whole_power(graph, root, name, len(player), output)] if equal else _chain(graph, root, terms, output)
     return Factor(output, power)
 
 
@@ -149,3 +171,8 @@ def _chain(graph: Rewriter, root: Node, terms: Sequence[Factor], output: str) ->
         left = result
     last = nodes[-1]
     return [*nodes[:-1], replace(last, name=root.name)] if output == root.outputs[0] else nodes
+
+
+def _whole_power(graph: Rewriter, like: Node, name: str, exponent: int, output: str | None = None) -> Node:
+    number = np.array(exponent, graph.graph.dtypes[name])
+    return graph.node(like, "Pow", [name, graph.constant(number, f"{like.outputs[0]}/exponent")], output)

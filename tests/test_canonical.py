@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import logging
+import warnings
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.evaluator import Reference
 from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model
+from deepshap_ir.product_trees import MOST_FACTORS
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule
 from tests.onnx_text import data, parsed, run
@@ -402,6 +407,36 @@ def test_equal_factors_are_one_player() -> None:
     assert_same(*graphs)
 
 
+SQUARES = [
+    "p = Mul(a, c) y = Mul(p, p)",
+    "p = Mul(a, c) y = Pow(p, two)",
+    "p = Mul(a, a) q = Mul(c, c) y = Mul(p, q)",
+    "p = Mul(a, c) q = Mul(a, p) y = Mul(q, c)",
+    "p = Neg(a) q = Mul(p, c) y = Pow(q, two)",
+]
+
+
+def test_powers_of_products_are_products_of_powers() -> None:
+    graphs = [joined(body, AC) for body in SQUARES]
+    assert all(operators(graph)[:2] == ["Pow", "Pow"] for graph in graphs)
+    assert_same(*graphs)
+
+
+def test_a_long_chain_of_squares_does_not_grow() -> None:
+    body = " ".join(f"p{k + 1} = Mul(p{k}, p{k})" for k in range(1, 12))
+    graph = joined(f"p1 = Mul(a, c) {body} y = Tanh(p12)", AC)
+    assert len(graph.nodes) < 40
+    check_rule(graph, domain=(0.99, 1.01))
+
+
+def test_a_product_of_more_players_than_are_joined_is_joined_in_parts() -> None:
+    names = [f"a{k}" for k in range(MOST_FACTORS + 3)]
+    chain = ["p1 = Mul(a0, a1)", *(f"p{k} = Mul(p{k - 1}, a{k})" for k in range(2, len(names)))]
+    body = " ".join(chain).replace(f"p{len(names) - 1} =", "y =")
+    graph = joined(body, f"({', '.join(f'float[N,1] {name}' for name in names)}) => (float[N,1] y)")
+    assert operators(graph) == ["Product", "Product"]
+
+
 def test_functions_of_one_number_are_one_player() -> None:
     graphs = [joined(body, AC) for body in GATED]
     assert all(operators(graph) == ["Swish", "Mul"] for graph in graphs)
@@ -468,3 +503,44 @@ def test_pools_that_compute_the_same_have_the_same_multipliers() -> None:
 def test_maximum_with_indices_stays() -> None:
     body = "m, i = MaxPool<kernel_shape=[4,6]>(x) f = Cast<to=1>(i) y = Add(m, f)"
     assert "MaxPool" in operators(joined(body, "(float[1,2,4,6] x) => (float[] y)"))
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_what_torch_exports(dynamo: bool) -> None:
+    """One after another, all functions that torch spells out."""
+    torch = pytest.importorskip("torch")
+
+    class Spelled(torch.nn.Module):  # type: ignore[misc, name-defined]
+        """A cumulative sum stands between what would be one function of one number together."""
+
+        def forward(self, x: Any) -> Any:
+            functional = torch.nn.functional
+            x = functional.silu(x).cumsum(-1)
+            x = functional.gelu(x).cumsum(-1)
+            x = functional.gelu(x, approximate="tanh").cumsum(-1)
+            x = functional.softsign(x).cumsum(-1)
+            x = torch.where(x > 20.0, x, torch.log(1.0 + torch.exp(x)))
+            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            centred = x - x.mean(-1, keepdim=True)
+            x = centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+            powers = torch.exp(x - x.amax(-1, keepdim=True))
+            return powers / powers.sum(-1, keepdim=True)
+
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            logging.getLogger("torch").setLevel(logging.ERROR)
+            model = torch.onnx.export(Spelled(), (example,), dynamo=True, verbose=False).model_proto
+        else:
+            file = io.BytesIO()
+            torch.onnx.export(Spelled(), (example,), file, dynamo=False, opset_version=17)
+            model = onnx.load_from_string(file.getvalue())
+    rows = data(3, 3, 6)
+    before = import_model(model, rows).graph
+    graph = canonicalise(before, ())
+    functions = ["Swish", "Gelu", "Gelu", "Softsign", "Softplus", "RMSNormalization", "LayerNormalization", "Softmax"]
+    assert [name for name in operators(graph) if name != "CumSum"] == functions
+    feeds = {graph.inputs[0]: rows[:1]}
+    np.testing.assert_allclose(run(graph, feeds)[0], run(before, feeds)[0], rtol=1e-5)
