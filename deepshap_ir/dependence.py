@@ -150,6 +150,12 @@ def needed(graph: GraphProto, outputs: Iterable[str], found: Dependence) -> set[
     return reached
 
 
+def standing(graph: GraphProto, outputs: Iterable[str], found: Dependence) -> list[Refusal]:
+    """Return the refusals of nodes on which `outputs` depend."""
+    reached = needed(graph, outputs, found)
+    return [refusal for refusal in found.refusals if any(name in reached for name in refusal.outer.output)]
+
+
 def data_inputs(node: NodeProto, found: Dependence) -> list[str]:
     """Return the inputs and captures of `node`, without those of which it reads only a fixed shape or type."""
     cut = _SHAPE_ONLY.get(operator(node))

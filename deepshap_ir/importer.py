@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from onnx import ModelProto, helper
 
-from deepshap_ir.branches import inline_branches
-from deepshap_ir.dependence import Dependence, dependence, needed, operator
+from deepshap_ir.control_flow import settle
+from deepshap_ir.dependence import Dependence, Refusal, dependence, operator, standing
 from deepshap_ir.errors import InputError, UnsupportedOperatorError
 from deepshap_ir.feeds import Array, InputSpec, by_name, read, rows, suggest, take
 from deepshap_ir.graph import Graph
 from deepshap_ir.half import has_half
 from deepshap_ir.interface import Interface, cut, fed_specs, inside_dtypes, value_info
 from deepshap_ir.load import load_model
+from deepshap_ir.loop_bodies import import_bodies
 from deepshap_ir.normalise import normalise
 from deepshap_ir.prune import prune
-from deepshap_ir.runner import Runner
 from deepshap_ir.sequences import resolve_sequences
 from deepshap_ir.trace import build_graph, tidy, trace
 from deepshap_ir.verify import HALF_TOLERANCE, ROWS, TOLERANCE, Original, verify
@@ -167,9 +167,9 @@ def import_model(
     specs, arrays = fed_specs(model, face, background)
     count = rows(arrays, specs)
     first = take(arrays, specs, [0])
-    model = _resolve_branches(model, face.output, first)
+    model, refusals = settle(model, first, [face.output])
     # before the trace, which such operators can break, and after it, when it is known which Dropout is in training
-    _refuse(model, dependence(model.graph, arrays), face.output)
+    _refuse(model, dependence(model.graph, arrays), face.output, refusals)
     start = time.perf_counter()
     values = trace(model, first)
     slow = time.perf_counter() - start > _SLOW_TRACE
@@ -182,10 +182,9 @@ def import_model(
     graph = build_graph(
         model, values, found, fed, [face.output], {s.name: s.batch_axis for s in specs if s.name in fed}
     )
+    graph = import_bodies(graph, values, model, lambda body: _changed(body, PASSES, frozenset()))
     protected = frozenset({face.output, *face.keep, *face.held_inside})
-    for apply in [*PASSES, *([rewrite] if rewrite else [])]:
-        graph = apply(graph, protected)
-    graph = tidy(graph)
+    graph = tidy(_changed(graph, [*PASSES, *([rewrite] if rewrite else [])], protected))
     warnings = verify(graph, _original(original, face, specs), arrays, count, 2 if slow else ROWS)
     return Imported(
         graph=graph,
@@ -198,6 +197,12 @@ def import_model(
         rows=count,
         warnings=warnings,
     )
+
+
+def _changed(graph: Graph, passes: Sequence[Pass], protected: frozenset[str]) -> Graph:
+    for apply in passes:
+        graph = apply(graph, protected)
+    return graph
 
 
 def _exact(spec: InputSpec, graph: Graph) -> InputSpec:
@@ -213,25 +218,11 @@ def _check_output(value: Any, name: str) -> None:
         raise InputError(f"the output {name!r} is {kind}; only numbers can be explained, so name another: output=.")
 
 
-def _resolve_branches(model: ModelProto, output: str, row: Mapping[str, Array]) -> ModelProto:
-    """Replace every `If` of the main graph on a constant condition by its branch, until there is none."""
-    while True:
-        found = dependence(model.graph, row)
-        conditions = [
-            node.input[0] for node in model.graph.node if operator(node) == "If" and not found.depends([node.input[0]])
-        ]
-        if not conditions:
-            return model
-        values = Runner(prune(model, list(dict.fromkeys(conditions))), "a condition of the model").run(row)
-        model = prune(inline_branches(model, values), [output])
-
-
-def _refuse(model: ModelProto, found: Dependence, output: str) -> None:
-    reached = needed(model.graph, [output], found)
+def _refuse(model: ModelProto, found: Dependence, output: str, more: Sequence[Refusal] = ()) -> None:
+    found.refusals += more
     lines = [
         f"  {operator(refusal.node)} node {refusal.node.name!r}: {refusal.reason}"
-        for refusal in found.refusals
-        if any(name in reached for name in refusal.outer.output)
+        for refusal in standing(model.graph, [output], found)
     ]
     if lines:
         raise UnsupportedOperatorError(

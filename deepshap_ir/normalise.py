@@ -17,7 +17,7 @@ from deepshap_ir.onnx_io import attribute_value
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import newest_ir_version, one_line
 from deepshap_ir.skeleton import restored, skeleton
-from deepshap_ir.subgraphs import all_names, all_nodes, bodies, defined, fresh, rename, replaced
+from deepshap_ir.subgraphs import all_nodes, bodies, fresh, replaced, unique_subgraph_names
 
 OPSET = 18
 """The opset to which older models are raised."""
@@ -50,7 +50,7 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
     result = _raise_opset(result)
     raise_half(result)
     _strip_types(result)
-    _unique_subgraph_names(result.graph)
+    unique_subgraph_names(result.graph)
     _name_nodes(result.graph)
     result.ir_version = min(newest_ir_version(), 10)
     return result
@@ -231,18 +231,6 @@ def _strip_types(model: ModelProto) -> None:
 
 def _graphs(graph: GraphProto) -> list[GraphProto]:
     return [graph, *(body for node in all_nodes(graph) for body in bodies(node))]
-
-
-def _unique_subgraph_names(graph: GraphProto) -> None:
-    """Rename values of subgraphs that hide another value, which converters leave behind and onnxruntime refuses."""
-    taken = all_names(graph)
-    seen = defined(graph)
-    for node in all_nodes(graph):
-        for body in bodies(node):
-            own = defined(body) - {""}
-            mapping = {name: fresh(name, taken) for name in sorted(own & seen)}
-            rename(body, mapping)
-            seen |= defined(body)
 
 
 def _name_nodes(graph: GraphProto) -> None:

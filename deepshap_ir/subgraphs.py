@@ -16,6 +16,12 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def body_of(node: NodeProto) -> GraphProto:
+    """Return the body of a Loop, Scan or SequenceMap, itself and no copy."""
+    body: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+    return body
+
+
 def defined(graph: GraphProto) -> set[str]:
     """Return the names that `graph` itself defines: inputs, initializers and outputs of nodes."""
     names = {value.name for value in graph.input}
@@ -90,6 +96,21 @@ def rename(graph: GraphProto, mapping: Mapping[str, str]) -> None:
     for tensor in graph.sparse_initializer:
         tensor.values.name = mapping.get(tensor.values.name, tensor.values.name)
     _rename_reads(graph, mapping)
+
+
+def unique_subgraph_names(graph: GraphProto) -> None:
+    """Rename, in place, values of subgraphs that hide another or share its name.
+
+    Converters leave such names behind; onnxruntime refuses those that hide an outer value.
+    """
+    taken = all_names(graph)
+    seen = defined(graph)
+    for node in all_nodes(graph):
+        for body in bodies(node):
+            own = defined(body) - {""}
+            mapping = {name: fresh(name, taken) for name in sorted(own & seen)}
+            rename(body, mapping)
+            seen |= defined(body)
 
 
 def renamed(graph: GraphProto, captures: Mapping[str, str]) -> GraphProto:

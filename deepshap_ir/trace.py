@@ -33,13 +33,13 @@ def trace(model: ModelProto, feeds: Mapping[str, Any], what: str = "the model") 
     values: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     values.update(feeds)
     if names:
-        values.update(_run(every, what, feeds))
+        values.update(run_model(every, what, feeds))
     return {
         name: value if isinstance(value, list) or value is None else np.asarray(value) for name, value in values.items()
     }
 
 
-def _run(model: ModelProto, what: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
+def run_model(model: ModelProto, what: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Run by onnxruntime, or by ``onnx.reference`` where a body does not say its shapes, which onnxruntime demands."""
     try:
         return Runner(model, what).run(feeds)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import GraphProto, ModelProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 from onnx_text import data, operators, parsed
 
 from deepshap_ir.errors import ModelError, UnsupportedOperatorError
@@ -105,18 +105,7 @@ VARYING_IF = """{ i = Identity(x) \n s = ReduceSum <keepdims = 0> (x) \n z = Con
   y = Abs(r) }"""
 
 
-def test_if_on_data_stays_with_its_captures() -> None:
-    signature = "(float[1,4] x) => (float[1,4] y)"
-    model = parsed("<float[4] k = {1, 2, 3, 4}>" + VARYING_IF, signature)
-    graph = import_model(model, data(5, 4)).graph
-    node = next(node for node in graph.nodes if node.op_type == "If")
-    assert node.captures == ("h", "k", "x")
-    assert node.inputs == ("c",)
-    assert "k" in graph.constants
-    assert isinstance(node.attributes["then_branch"], GraphProto)
-    assert graph.downstream(["h"]) == {"h", "r", "y"}
-    assert {"h", "k", "x", "c"} <= graph.upstream(["r"])
-    assert set(node.reads) == {"c", "h", "k", "x"}
+def test_if_on_data_that_mixes_the_rows_of_a_batch_is_refused() -> None:
     with pytest.raises(ModelError, match="mixes the rows"):
         import_model(parsed("<float[4] k = {1, 2, 3, 4}>" + VARYING_IF), data(5, 4))
 
@@ -131,15 +120,6 @@ LOOP = """<int64 count = {3}, bool go = {1}, float[4] w = {1, 2, 3, 4}> { v = Re
 def with_zero(model: ModelProto) -> ModelProto:
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
     return model
-
-
-def test_loops_keep_their_bodies_and_name_their_captures() -> None:
-    imported = import_model(with_zero(parsed(LOOP)), data(3, 4))
-    loop = imported.graph.nodes[1]
-    assert loop.name == "loop"
-    assert loop.captures == ("w", "v")
-    assert imported.graph.shapes["all"] == (3, 1, 4)
-    assert {"w", "count", "go"} <= set(imported.graph.constants)
 
 
 @pytest.mark.parametrize(
@@ -186,28 +166,7 @@ def test_an_output_of_a_loop_that_does_not_vary_is_constant() -> None:
                                             => (bool c2, float m2, float[N,4] s2) {
          one = Constant <value_float = 1.0> () \n m2 = Add(m, one) \n s2 = Relu(s) \n c2 = Identity(c) }>
       y = Mul(last, n) }"""
-    graph = import_model(parsed(body), data(3, 4)).graph
-    assert graph.constants["n"] == 3
-    assert graph.nodes[0].outputs == ("n__unread", "last")
-
-
-def test_scan() -> None:
-    body = """<float[4] w = {1, 2, 3, 4}> { t = Transpose <perm = [1, 0, 2]> (x)
-      init = ReduceMean <keepdims = 0> (t, zero)
-      [scan] final, all = Scan <num_scan_inputs = 1, body = b (float[N,4] s, float[N,4] e)
-                                                         => (float[N,4] s2, float[N,4] o) {
-         p = Mul(s, w) \n s2 = Add(p, e) \n o = Tanh(s2) }> (init, t)
-      y = Identity(final) }"""
-    graph = import_model(with_zero(parsed(body, "(float[N,3,4] x) => (float[N,4] y)")), data(5, 3, 4)).graph
-    scan = next(node for node in graph.nodes if node.op_type == "Scan")
-    assert scan.captures == ("w",)
-    assert graph.shapes["final"] == (1, 4)
-
-
-def test_a_cast_that_does_nothing_and_is_captured() -> None:
-    body = VARYING_IF.replace("Mul(h, k)", "Mul(h, h)")
-    graph = import_model(parsed(body, "(float[1,4] x) => (float[1,4] y)"), data(4, 4)).graph
-    assert next(node.op_type for node in graph.nodes if node.outputs == ("h",)) == "Identity"
+    assert operators(import_model(parsed(body), data(3, 4))) == ["Relu", "Relu", "Relu", "Mul"]
 
 
 def test_the_layout_of_onnxruntime_is_refused_with_advice() -> None:

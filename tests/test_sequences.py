@@ -40,14 +40,6 @@ def test_sequences_of_known_length_disappear(body: str) -> None:
     assert {name: value.dtype for name, value in values.items()} == graph.dtypes
 
 
-def test_a_sequence_that_something_else_reads_is_packed_again() -> None:
-    body = """{ r = Relu(x) \n s = SequenceConstruct(x, r)
-      m = SequenceMap(s) <body = b (float[N,4] e) => (float[N,4] o) { o = Neg(e) }>
-      y = ConcatFromSequence <axis = 1> (m) }"""
-    imported = import_model(parsed(body, "(float[N,4] x) => (float[N,8] y)"), data(3, 4))
-    assert operators(imported) == ["Relu", "SequenceConstruct", "SequenceMap", "ConcatFromSequence"]
-
-
 def test_a_sequence_as_input_is_refused() -> None:
     model = parsed("<int64 i = {0}> { y = SequenceAt(s, i) }", "(seq(float[N,4]) s) => (float[N,4] y)")
     with pytest.raises(InputError, match=r"input 's' is a sequence, not a tensor"):
