@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,43 +12,12 @@ import onnx
 import pytest
 
 from deepshap_ir.canonical import canonicalise
-from deepshap_ir.evaluator import Reference
-from deepshap_ir.graph import Graph
+from deepshap_ir.explainer import rewrite
 from deepshap_ir.importer import import_model
-from deepshap_ir.product_trees import MOST_FACTORS
-from deepshap_ir.registry import Resolver
-from deepshap_ir.testing import Runner, check_rule
-from tests.onnx_text import data, parsed, run
-
-NUMBERS = {"zero": 0.0, "half": 0.5, "one": 1.0, "two": 2.0, "three": 3.0, "twenty": 20.0, "eps": 1e-5}
-HEAD = " ".join(f"{name} = Constant<value_float={value}>()" for name, value in NUMBERS.items())
-VECTORS = (
-    "last = Constant<value_ints=[-1]>() gamma = Constant<value_floats=[1.0,2.0,-3.0,0.5]>() "
-    "beta = Constant<value_floats=[1.0,-1.0,0.5,2.0]>()"
-)
-X3 = "(float[N,3,4] x) => (float[N,3,4] y)"
-
-
-def load(body: str, signature: str = X3, version: int = 18) -> Graph:
-    model = parsed(f"{{ {HEAD} {VECTORS} {body} }}", signature, version)
-    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in model.graph.input]
-    rows = {v.name: data(3, *s, seed=k) for k, (v, s) in enumerate(zip(model.graph.input, shapes, strict=True))}
-    return import_model(model, rows).graph
-
-
-def operators(graph: Graph) -> list[str]:
-    return [node.operator.removeprefix("deepshap_ir::") for node in graph.nodes]
-
-
-def joined(body: str, signature: str = X3, protected: Collection[str] = (), version: int = 18) -> Graph:
-    """The canonical graph of a model, which computes what the model does, and whose rules obey the laws."""
-    before = load(body, signature, version)
-    after = canonicalise(before, protected)
-    feeds = {name: data(*before.shapes[name], seed=5 + k) for k, name in enumerate(before.inputs)}
-    for expected, got in zip(run(before, feeds, before.outputs), run(after, feeds, after.outputs), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
-    return after
-
+from deepshap_ir.registry import Resolver, rule_set
+from deepshap_ir.testing import check_rule
+from tests.joins import X3, assert_same, joined, load, operators
+from tests.onnx_text import data, run
 
 FUNCTIONS = {
     "silu": ("s = Sigmoid(x) y = Mul(x, s)", "Swish"),
@@ -312,160 +279,6 @@ def test_a_protected_part_of_a_norm_is_kept(inner: str) -> None:
     assert inner in {name for node in graph.nodes for name in node.outputs}
 
 
-ABC = "(float[N,3,4] a, float[N,3,4] b, float[N,3,4] c) => (float[N,3,4] y)"
-ABCD = "(float[N,3,4] a, float[N,1,4] b, float[N,3,4] c, float[N,3,1] d) => (float[N,3,4] y)"
-
-
-def assert_same(*graphs: Graph, tolerance: float = 1e-9) -> None:
-    """All graphs, which have the same inputs, give the same multipliers."""
-    rng = np.random.default_rng(1)
-    shapes = graphs[0].shapes
-    samples, references = ([rng.uniform(0.5, 2.0, (2, *shapes[n])) for n in graphs[0].inputs] for _ in range(2))
-    seeds = rng.normal(size=(2, *shapes[graphs[0].outputs[0]]))
-    answers = [
-        Runner(g.astype(np.float64), Resolver(), Reference()).multipliers(samples, references, seeds) for g in graphs
-    ]
-    for answer in answers[1:]:
-        for first, other in zip(answers[0], answer, strict=True):
-            np.testing.assert_allclose(other, first, atol=tolerance)
-
-
-def associations(names: list[str]) -> list[str]:
-    """Every way to multiply `names` two at a time, as nodes."""
-    found: list[tuple[str, Any]] = []
-
-    def build(terms: list[Any]) -> None:
-        if len(terms) == 1:
-            found.append(("", terms[0]))
-            return
-        for i, j in itertools.combinations(range(len(terms)), 2):
-            build([t for k, t in enumerate(terms) if k not in (i, j)] + [(terms[i], terms[j])])
-
-    build(list(names))
-    bodies = []
-    for _, tree in found:
-        lines: list[str] = []
-
-        def emit(term: Any, lines: list[str] = lines) -> str:
-            if isinstance(term, str):
-                return term
-            left, right = (emit(t, lines) for t in term)
-            lines.append(f"p{len(lines)} = Mul({left}, {right})")
-            return f"p{len(lines) - 1}"
-
-        last = emit(tree)
-        bodies.append(" ".join([*lines[:-1], lines[-1].replace(f"{last} =", "y =")]))
-    return sorted(set(bodies))
-
-
-def test_products_of_three_do_not_depend_on_nesting() -> None:
-    graphs = [joined(body, ABC) for body in associations(["a", "b", "c"])]
-    assert len(graphs) == 3
-    assert all(operators(graph) == ["Product"] for graph in graphs)
-    assert_same(*graphs)
-
-
-def test_products_of_four_with_broadcasting_do_not_depend_on_nesting() -> None:
-    graphs = [joined(body, ABCD) for body in associations(["a", "b", "c", "d"])[::4]]
-    assert all(operators(graph) == ["Product"] for graph in graphs)
-    assert_same(*graphs)
-    check_rule(graphs[0])
-
-
-QUOTIENTS = [
-    "p = Mul(a, b) y = Div(p, c)",
-    "p = Div(a, c) y = Mul(b, p)",
-    "p = Div(c, b) y = Div(a, p)",
-    "n = Neg(b) p = Mul(n, a) q = Neg(p) y = Div(q, c)",
-]
-
-
-def test_quotients_are_factors() -> None:
-    graphs = [joined(body, ABC) for body in QUOTIENTS]
-    assert all(operators(graph) == ["Product"] for graph in graphs)
-    assert_same(*graphs)
-    check_rule(graphs[0], domain=(0.5, 2.0))
-
-
-EQUAL_FACTORS = [
-    "p = Mul(a, a) y = Mul(p, c)",
-    "p = Mul(a, c) y = Mul(p, a)",
-    "p = Mul(c, a) y = Mul(a, p)",
-    "p = Pow(a, two) y = Mul(c, p)",
-]
-GATED = [
-    "s = Sigmoid(a) p = Mul(a, s) y = Mul(p, c)",
-    "s = Sigmoid(a) p = Mul(a, c) y = Mul(p, s)",
-    "s = Sigmoid(a) p = Mul(s, c) y = Mul(a, p)",
-]
-AC = "(float[N,3,4] a, float[N,3,4] c) => (float[N,3,4] y)"
-
-
-def test_equal_factors_are_one_player() -> None:
-    graphs = [joined(body, AC) for body in EQUAL_FACTORS]
-    assert all(operators(graph) == ["Pow", "Mul"] for graph in graphs)
-    assert_same(*graphs)
-
-
-SQUARES = [
-    "p = Mul(a, c) y = Mul(p, p)",
-    "p = Mul(a, c) y = Pow(p, two)",
-    "p = Mul(a, a) q = Mul(c, c) y = Mul(p, q)",
-    "p = Mul(a, c) q = Mul(a, p) y = Mul(q, c)",
-    "p = Neg(a) q = Mul(p, c) y = Pow(q, two)",
-]
-
-
-def test_powers_of_products_are_products_of_powers() -> None:
-    graphs = [joined(body, AC) for body in SQUARES]
-    assert all(operators(graph)[:2] == ["Pow", "Pow"] for graph in graphs)
-    assert_same(*graphs)
-
-
-def test_a_long_chain_of_squares_does_not_grow() -> None:
-    body = " ".join(f"p{k + 1} = Mul(p{k}, p{k})" for k in range(1, 12))
-    graph = joined(f"p1 = Mul(a, c) {body} y = Tanh(p12)", AC)
-    assert len(graph.nodes) < 40
-    check_rule(graph, domain=(0.99, 1.01))
-
-
-def test_a_product_of_more_players_than_are_joined_is_joined_in_parts() -> None:
-    names = [f"a{k}" for k in range(MOST_FACTORS + 3)]
-    chain = ["p1 = Mul(a0, a1)", *(f"p{k} = Mul(p{k - 1}, a{k})" for k in range(2, len(names)))]
-    body = " ".join(chain).replace(f"p{len(names) - 1} =", "y =")
-    graph = joined(body, f"({', '.join(f'float[N,1] {name}' for name in names)}) => (float[N,1] y)")
-    assert operators(graph) == ["Product", "Product"]
-
-
-def test_functions_of_one_number_are_one_player() -> None:
-    graphs = [joined(body, AC) for body in GATED]
-    assert all(operators(graph) == ["Swish", "Mul"] for graph in graphs)
-    assert_same(*graphs)
-
-
-def test_equal_expressions_are_equal_factors() -> None:
-    graph = joined("s = Sigmoid(a) t = Sigmoid(a) p = Mul(s, c) y = Mul(p, t)", AC)
-    assert operators(graph) == ["Sigmoid", "Pow", "Mul"]
-
-
-def test_a_product_that_is_protected_or_read_twice_is_a_factor() -> None:
-    body = "p = Mul(a, b) y = Mul(p, c)"
-    assert operators(joined(body, ABC, protected=["p"])) == ["Mul", "Mul"]
-    assert operators(joined("p = Mul(a, b) q = Mul(p, c) y = Add(p, q)", ABC)) == ["Mul", "Mul", "Add"]
-
-
-def test_constants_are_no_players() -> None:
-    assert operators(joined("k = Mul(a, gamma) y = Mul(k, c)", AC)) == ["Mul", "Mul"]
-    graph = joined("k = Mul(a, gamma) p = Mul(k, c) y = Mul(p, b)", ABC)
-    assert operators(graph) == ["Product"]
-    check_rule(graph)
-
-
-def test_products_of_integers_stay() -> None:
-    body = "i = Cast<to=7>(a) j = Cast<to=7>(c) p = Mul(i, j) q = Mul(p, i) y = Cast<to=1>(q)"
-    assert operators(joined(body, AC)) == ["Cast", "Cast", "Mul", "Mul", "Cast"]
-
-
 def test_equal_values_stay_apart_where_one_is_protected() -> None:
     body = "s = Sigmoid(x) t = Sigmoid(x) y = Add(s, t)"
     assert operators(joined(body)) == ["Sigmoid", "Add"]
@@ -544,3 +357,10 @@ def test_what_torch_exports(dynamo: bool) -> None:
     assert [name for name in operators(graph) if name != "CumSum"] == functions
     feeds = {graph.inputs[0]: rows[:1]}
     np.testing.assert_allclose(run(graph, feeds)[0], run(before, feeds)[0], rtol=1e-5)
+
+
+def test_an_explainers_own_rule_keeps_its_node() -> None:
+    graph = load("s = Sigmoid(x) y = Mul(x, s)")
+    own = Resolver([rule_set({"Mul": lambda ctx, m: [m[0] * ctx.mid_x(1), m[0] * ctx.mid_x(0)]})])
+    assert operators(rewrite(graph, frozenset(), Resolver())) == ["Swish"]
+    assert operators(rewrite(graph, frozenset(), own)) == ["Sigmoid", "Mul"]
