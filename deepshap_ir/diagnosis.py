@@ -15,6 +15,8 @@ from deepshap_ir.program import build_plan
 from deepshap_ir.runner import Runner
 
 SHOWN = 3
+ROUNDING = 1e-4
+"""Leaks below this part of the largest are not worth a name."""
 
 
 def describe_leaks(gap: Array, scale: Array, output: Array, graph: Graph, ledger: Mapping[str, Array]) -> str:
@@ -38,8 +40,9 @@ def describe_leaks(gap: Array, scale: Array, output: Array, graph: Graph, ledger
         ),
     ]
     leaks = sorted(((float(np.abs(r).max()), name) for name, r in ledger.items()), reverse=True)[:SHOWN]
+    leaks = [(size, name) for size, name in leaks if size > ROUNDING * leaks[0][0]]
     nodes = {node.name: node for node in graph.nodes}
-    listed = ", ".join(f"{nodes.get(name, name)} ({size:.3g})" for size, name in leaks if size > 0)
+    listed = ", ".join(f"{nodes.get(name, name)} ({size:.3g})" for size, name in leaks)
     lines.append(f"Nodes that leak most: {listed or 'none on their own; the sum loses float32 digits'}.")
     lines.append("precision='float64' tells rounding from a wrong rule; check_additivity=False skips this check.")
     return "\n".join(lines)

@@ -213,6 +213,7 @@ class DeepExplainer:
             found.values if several else found.values[0],
             found.base,
             found.data if several else found.data[0],
+            feature_names=None if several or self.at else _column_names(X, self.data),
             standard_error=found.errors if several or found.errors is None else found.errors[0],
             unattributed=found.unattributed,
             output_indexes=found.ranks,
@@ -255,10 +256,11 @@ class DeepExplainer:
         imported = self._require()
         return Layout(imported.graph, imported.output)
 
-    def _import(self, background: Any) -> None:
+    def _import(self, background: Any, what: str = "background") -> None:
         imported = import_model(
             self.model,
             background,
+            what=what,
             keep=self.at,
             **self._settings,
             rewrite=lambda graph, protected: rewrite(graph, protected, self._resolver),
@@ -281,8 +283,8 @@ class DeepExplainer:
 
     def _read(self, X: Any) -> tuple[dict[str, Array], int]:  # noqa: N803
         """Samples by input name, ``[N, *shape]``, and their number."""
-        if self._imported is None:
-            self._import(self.data(_first_sample(X)))
+        if self._imported is None:  # the references are a function: the samples fix the shapes
+            self._import(X, "samples")
             self._evaluator()
         arrays, n = self._require().read(X)
         return {name: self._layout.rows(name, a) for name, a in arrays.items()} | self._explained_rows(arrays, n), n
@@ -293,7 +295,7 @@ class DeepExplainer:
 
         def references(i: int) -> dict[str, Array]:
             given = self.data([layout.features(name, samples[name][i]) for name in imported.explained])
-            return self._explained_rows(*imported.read(given, f"references of sample {i}"))
+            return self._explained_rows(*imported.read(given, f"references of sample {i}", imported.explained))
 
         return references
 
@@ -309,7 +311,7 @@ class DeepExplainer:
             plan = self._plan(ranked, details, ledger)
             return Evaluator(plan, self._backend(), self.memory_limit, self.progress)
         except ModelError as error:
-            if self._backend_name != "onnxruntime" or self.graph.dtypes[self.output_name] != np.float64:
+            if self._backend_name != "onnxruntime" or np.float64 not in self.graph.dtypes.values():
                 raise
             warnings.warn(
                 f"onnxruntime lacks double-precision kernels for this model, so it is explained in float32 ({error}); "
@@ -398,11 +400,10 @@ def _is_listed(data: Any) -> bool:
     return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
 
 
-def _first_sample(data: Any) -> list[Any]:
-    arrays = list(data.values()) if isinstance(data, Mapping) else data
-    if _is_listed(arrays):
-        return [np.asarray(a)[0] for a in arrays]
-    return [np.asarray(arrays)[0]]
+def _column_names(*tables: Any) -> list[str] | None:
+    """Names of the columns of the first of `tables` that has any, as a DataFrame does."""
+    named = next((table for table in tables if hasattr(table, "columns")), None)
+    return None if named is None else [str(name) for name in named.columns]
 
 
 def _bytes(limit: int | str) -> int:

@@ -95,12 +95,16 @@ class Imported:
         """The fed values in order: explained, then held."""
         return self.graph.inputs
 
-    def read(self, data: Any, what: str = "samples") -> tuple[dict[str, Array], int]:
+    def read(
+        self, data: Any, what: str = "samples", names: Sequence[str] | None = None
+    ) -> tuple[dict[str, Array], int]:
         """Return data for the graph by input name, checked and cast, and the number of rows.
 
         Parameters
         ----------
         data : an array, a list in the order of the inputs, or a mapping by name.
+        what : how messages call the data.
+        names : the inputs that are needed; all by default.
 
         Raises
         ------
@@ -108,15 +112,16 @@ class Imported:
         NonFiniteError : NaN or infinity.
         """
         given = by_name(data, self._listed(data), what)
-        missing = [name for name in self.graph.inputs if name not in given]
+        missing = [name for name in names or self.graph.inputs if name not in given]
         if missing:
             raise InputError(f"{what}: missing {', '.join(map(repr, missing))}.{suggest(missing[0], list(given))}")
         known = {*self.graph.inputs, *(value.name for value in self.model.graph.input)}
         unknown = [name for name in given if name not in known]
         if unknown:
             raise InputError(f"{what}: no input {unknown[0]!r}.{suggest(unknown[0], list(self.graph.inputs))}")
-        arrays = {spec.name: read(given[spec.name], spec, what) for spec in self.specs}
-        return arrays, rows(arrays, self.specs, what)
+        specs = [spec for spec in self.specs if names is None or spec.name in names]
+        arrays = {spec.name: read(given[spec.name], spec, what) for spec in specs}
+        return arrays, rows(arrays, specs, what)
 
     def _listed(self, data: Any) -> Sequence[str]:
         if isinstance(data, (list, tuple)) and len(data) == len(self.graph.inputs):
@@ -134,6 +139,7 @@ def import_model(
     keep: Sequence[str] = (),
     batch_axes: Mapping[str, int | None] | None = None,
     rewrite: Pass | None = None,
+    what: str = "background",
 ) -> Imported:
     """Reduce a model to the static graph of one example, and check that it is still the model.
 
@@ -150,6 +156,7 @@ def import_model(
     keep : values in the middle that must survive.
     batch_axes : input -> axis of the batch, or None where the whole array is one value for all rows. 0 by default.
     rewrite : one more pass over the graph, before it is compared with the file.
+    what : how messages call the background.
 
     Raises
     ------
@@ -164,7 +171,7 @@ def import_model(
     whole = normalise(original, [face.output])
     face.check_reach(whole)
     model = cut(whole, face)
-    specs, arrays = fed_specs(model, face, background)
+    specs, arrays = fed_specs(model, face, background, what)
     count = rows(arrays, specs)
     first = take(arrays, specs, [0])
     model, refusals = settle(model, first, [face.output])

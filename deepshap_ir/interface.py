@@ -197,10 +197,16 @@ def value_info(name: str, dtype: np.dtype[Any]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, elem_type(dtype), None)
 
 
-def fed_specs(model: ModelProto, face: Interface, background: Any) -> tuple[list[InputSpec], dict[str, Array]]:
+def fed_specs(
+    model: ModelProto, face: Interface, background: Any, what: str = "background"
+) -> tuple[list[InputSpec], dict[str, Array]]:
     """Return what is fed to the cut `model`, and the background in these dtypes.
 
     A model input of which only the shape matters is fed zeros if it is not in the background.
+
+    Parameters
+    ----------
+    what : how messages call the background.
 
     Raises
     ------
@@ -210,23 +216,23 @@ def fed_specs(model: ModelProto, face: Interface, background: Any) -> tuple[list
     wanted = {value.name: value for value in model.graph.input}
     found = dependence(model.graph, wanted)
     by_data = needed(model.graph, [face.output], found)
-    given = by_name(background, _order(face, wanted, background))
+    given = by_name(background, _order(face, wanted, background), what)
     for name in given:
         if name in face.constants:
-            raise InputError(f"background: {name!r} is held at a constant, so it takes no data.")
+            raise InputError(f"{what}: {name!r} is held at a constant, so it takes no data.")
         if name not in face.declared and name not in face.explained:
             known = list(dict.fromkeys([*face.declared, *face.explained]))
-            raise InputError(f"background: the model has no input {name!r}.{suggest(name, known)}")
+            raise InputError(f"{what}: the model has no input {name!r}.{suggest(name, known)}")
     explained = [name for name in face.explained if name in given or name in wanted or not face.by_default]
     order = [*explained, *(name for name in wanted if name not in explained)]
     missing = [name for name in order if name not in given and (name in by_data or name in face.explained)]
     unfed = [name for name in order if name not in given and name not in missing]
     missing += [name for name in unfed if _zeros(face, name, 1) is None]
     if missing:
-        raise InputError(_missing(face, missing))
+        raise InputError(_missing(face, missing, what))
     specs = [_spec(model, face, name, wanted.get(name), given.get(name)) for name in order]
-    arrays = {spec.name: read(given[spec.name], spec) for spec in specs if spec.name in given}
-    count = rows(arrays, [spec for spec in specs if spec.name in arrays])
+    arrays = {spec.name: read(given[spec.name], spec, what) for spec in specs if spec.name in given}
+    count = rows(arrays, [spec for spec in specs if spec.name in arrays], what)
     for name in unfed:
         zeros = _zeros(face, name, count)
         assert zeros is not None
@@ -340,12 +346,12 @@ def _zeros(face: Interface, name: str, count: int) -> Array | None:
     return np.zeros([dim for dim in shape if dim is not None], _dtype(value.type, name))
 
 
-def _missing(face: Interface, names: Sequence[str]) -> str:
+def _missing(face: Interface, names: Sequence[str], what: str) -> str:
     others = [name for name in names if name not in face.explained]
     if face.by_default or not others:
-        return f"background: missing input {_listed(names)}; the model needs {_listed(list(face.declared))}."
+        return f"{what}: missing input {_listed(names)}; the model needs {_listed(list(face.declared))}."
     return (
         f"the inputs {_listed(face.explained)} do not determine the output {face.output!r}: it also needs the model "
-        f"input {_listed(others)}. Give it in the background, as a mapping by name (it then keeps the sample's own "
+        f"input {_listed(others)}. Give it in the {what}, as a mapping by name (it then keeps the sample's own "
         f"value), or hold it at a constant: hold={{{others[0]!r}: array}}."
     )

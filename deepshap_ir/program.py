@@ -174,7 +174,7 @@ def build_plan(
     result: dict[tuple[str, ...], Value] = {("output",): y, ("base",): y0}
     per_pair_base = y0.axes != (BACKGROUND,)
     if per_pair_base:
-        result["base",] = op.sum_over(y0, BACKGROUND)
+        result["base",] = op.sum_over(y0 if y0.is_float else op.cast(y0, op.dtype), BACKGROUND)
     bypassing = [name for name in explained if name not in places and name in found]
     if everywhere:
         wanted: dict[tuple[str, ...], Value] = {("multiplier", name): m for name, m in reversed(found.items())}
