@@ -7,7 +7,7 @@ its values another shape in each iteration is written out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ SHORT = 4
 """Loops of at most so many iterations are written out."""
 MOST_NODES = 20_000
 """No loop is written out to more nodes than this."""
+
+Nodes = Callable[[], list[NodeProto]]
 
 
 def settle(model: ModelProto, row: Mapping[str, Any], outputs: Sequence[str]) -> tuple[ModelProto, list[Refusal]]:
@@ -164,24 +166,33 @@ class _Round:
     def _loop(self, node: NodeProto) -> list[NodeProto]:
         loop = CountedLoop(node, self.found, self.values, self.names)
         count = loop.length(lambda extended: self._outputs(node, extended))
+
+        def as_scan() -> list[NodeProto]:
+            around, scan, firsts = loop.as_scan(lambda extended: self._outputs(node, extended))
+            n = len(scan.input) - len(firsts)
+            states = {v.name: self.values[name] for v, name in zip(body_of(scan).input, scan.input[:n], strict=False)}
+            self._settle_body(scan, n, states | firsts)
+            return [*around, scan]
+
+        def write_out() -> list[NodeProto]:
+            return loop_written_out(node, self.names, count, {} if count else self._outputs(node, node))
+
+        return self._either(node, count, as_scan, write_out)
+
+    def _either(self, node: NodeProto, count: int, as_scan: Nodes, write_out: Nodes) -> list[NodeProto]:
+        """What `as_scan` gives, or what `write_out` does for a short loop or where a Scan cannot do it."""
         reason = ""
         if count > SHORT:
             try:
-                around, scan, firsts = loop.as_scan(lambda extended: self._outputs(node, extended))
-                n = len(scan.input) - len(firsts)
-                states = {
-                    v.name: self.values[name] for v, name in zip(body_of(scan).input, scan.input[:n], strict=False)
-                }
-                self._settle_body(scan, n, states | firsts)
+                nodes = as_scan()
                 self.done[node.name] = None
-                return [*around, scan]
+                return nodes
             except UnfitError as error:
                 if error.final:
                     raise
                 reason = str(error)
         self._allow(node, count, reason)
-        empty = {} if count else self._outputs(node, node)
-        return loop_written_out(node, self.names, count, empty)
+        return write_out()
 
     def _outputs(self, node: NodeProto, extended: NodeProto) -> dict[str, Any]:
         """All outputs of `extended`, run in place of `node`."""
@@ -194,29 +205,19 @@ class _Round:
     def _scan(self, node: NodeProto) -> list[NodeProto]:
         n, axes, directions = scan_layout(node)
         count = int(np.shape(self.values[node.input[n]])[axes[0][0]])
-        fed = {}
-        for k, (value, name) in enumerate(zip(body_of(node).input, node.input, strict=True)):
-            fed[value.name] = self.values[name]
-            if k >= n and isinstance(fed[value.name], np.ndarray) and count:
-                position = -1 if directions[0][k - n] else 0
-                fed[value.name] = np.asarray(np.take(fed[value.name], position, axes[0][k - n]))
-        settled = NodeProto()
-        settled.CopyFrom(node)
-        try:
-            results = self._settle_body(settled, n, fed)
-        except UnfitError as error:
-            if error.final:
-                raise
-            self._allow(node, count, str(error))
-            return scan_written_out(node, self.names, count)
-        self.done[node.name] = None
-        return scan_along_first_axis(
-            settled,
-            self.names,
-            count,
-            [np.ndim(self.values[name]) for name in node.input],
-            [np.ndim(a) + 1 for a in results],
-        )
+
+        def as_scan() -> list[NodeProto]:
+            inside = [value.name for value in body_of(node).input]
+            fed = {name: self.values[outer] for name, outer in zip(inside, node.input, strict=True)}
+            for name, axis, direction in zip(inside[n:], axes[0], directions[0], strict=True):
+                fed[name] = np.asarray(np.take(fed[name], -1 if direction else 0, axis))
+            settled = NodeProto()
+            settled.CopyFrom(node)
+            results = [np.ndim(value) + 1 for value in self._settle_body(settled, n, fed)]
+            operands = [np.ndim(self.values[name]) for name in node.input]
+            return scan_along_first_axis(settled, self.names, count, operands, results)
+
+        return self._either(node, count, as_scan, lambda: scan_written_out(node, self.names, count))
 
     def _settle_body(self, scan: NodeProto, n_states: int, fed: Mapping[str, Any]) -> list[Array]:
         """Settle the body of a Scan in place, and give it a node of its own for every output; values of these.

@@ -165,12 +165,16 @@ class CountedLoop:
             raise UnfitError(f"{operator(node)} node {node.name!r} moves along several axes")
         nodes, value, last = [], node.input[0], moving[0]
         for axis, indices in sorted(places.items(), key=lambda place: place[0] == last):
+            if np.array_equal(indices, np.arange(shape[axis])):
+                continue  # every element in turn
             constant, index = self.names.constant(indices if axis == last else indices[0], f"{value}/positions")
             made = fresh(f"{value}/read", self.names.values)
             nodes += [constant, self.names.node("Gather", [value, index], made, axis=axis)]
             value = made
         order = [last, *(axis for axis in range(len(shape) + places[last].ndim - 1) if axis != last)]
         made = fresh(f"{value}/by_time", self.names.values)
+        if order == sorted(order):
+            return [*nodes, self.names.node("Identity", [value], made)]
         return [*nodes, self.names.node("Transpose", [value], made, perm=order)]
 
     def _scan(
