@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
-from onnx_text import data, operators, parsed
 
 from deepshap_ir.errors import ModelError, UnsupportedOperatorError
 from deepshap_ir.importer import import_model
+from tests.onnx_text import data, operators, parsed
 
 
 def test_all_operators_of_varying_shape_are_named_at_once() -> None:

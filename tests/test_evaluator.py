@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
-from onnx_text import data, parsed
 
 from deepshap_ir import DeepExplainer, InputError, ModelError
 from deepshap_ir.emitter import BACKGROUND, OUTPUT, SAMPLE
@@ -24,6 +23,7 @@ from deepshap_ir.importer import import_model
 from deepshap_ir.memory import available_memory
 from deepshap_ir.program import Plan, build_plan
 from deepshap_ir.registry import Resolver
+from tests.onnx_text import data, parsed
 
 Array = NDArray[Any]
 

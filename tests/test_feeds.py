@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from onnx_text import data, parsed
 
 from deepshap_ir.errors import InputError, NonFiniteError
 from deepshap_ir.importer import import_model
+from tests.onnx_text import data, parsed
 
 SUM = parsed(
     "{ [a] h = Relu(x) \n [b] k = Mul(h, w) \n [c] m = Tanh(k) \n y = Add(m, h) }",

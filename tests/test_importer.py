@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_text import data, operators, parsed, run
 
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importer import import_model
 from deepshap_ir.runner import Runner
+from tests.onnx_text import data, operators, parsed, run
 
 FLATTEN = """<float[6,2] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}>
 { [first] h = Relu(x)

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import GraphProto, numpy_helper
-from onnx_text import data, parsed
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.graph import Graph, Node
@@ -14,6 +13,7 @@ from deepshap_ir.importer import import_model
 from deepshap_ir.onnx_io import INTERNAL_DOMAIN, attribute_proto, attribute_value, graph_to_model
 from deepshap_ir.runner import Runner
 from deepshap_ir.trace import complete_shapes
+from tests.onnx_text import data, parsed
 
 
 def test_joined_nodes_are_written_as_their_bodies() -> None:

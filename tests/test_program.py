@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_text import data, parsed
 
 from deepshap_ir.emitter import BACKGROUND, OUTPUT, SAMPLE, Emitter, Step
 from deepshap_ir.errors import InputError
@@ -15,6 +14,7 @@ from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model
 from deepshap_ir.program import Plan, Program, build_plan, split
 from deepshap_ir.registry import Resolver
+from tests.onnx_text import data, parsed
 
 TWO_LAYERS = """{ w = Constant <value = float[4,4] {1,2,0,-1, 0,1,3,0, -2,0,1,1, 1,1,0,2}> ()
     h = MatMul(x, w) a = Relu(h) y = MatMul(a, w) }"""

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_text import Array, data, parsed
 
 from deepshap_ir import DeepExplainer, InputError, RuleError
 from deepshap_ir.extend import Context, Expansion, Node, RuleSet, Value, expand, rule
 from deepshap_ir.registry import BUILT_IN, Resolver, collected, rule_set
+from tests.onnx_text import Array, data, parsed
 
 BACKGROUND, SAMPLES = data(5, 4), data(3, 4, seed=1)
 TWO_RELUS = "{ [one] a = Relu(x) b = Neg(a) [two] y = Relu(b) }"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from onnx_text import data, operators, parsed, run
 
 from deepshap_ir.errors import InputError
 from deepshap_ir.importer import import_model
+from tests.onnx_text import data, operators, parsed, run
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from onnx_text import data, parsed
 
 from deepshap_ir import importer
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model
+from tests.onnx_text import data, parsed
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_text import Array, data, parsed
 
 from deepshap_ir import DeepExplainer, RuleError, UnsupportedOperatorError
 from deepshap_ir.emitter import Emitter
@@ -15,6 +14,7 @@ from deepshap_ir.extend import Context, Graph, Node, Value
 from deepshap_ir.program import build_plan
 from deepshap_ir.registry import Resolver, RuleFunction
 from deepshap_ir.walker import fit
+from tests.onnx_text import Array, data, parsed
 
 BACKGROUND, SAMPLES = data(5, 4), data(3, 4, seed=1)
 RELU = "{ [act] y = Relu(x) }"

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from pairs import Case, Function, is_accurate_near_a_singularity, multipliers
+
+from tests.rules.pairs import Case, Function, is_accurate_near_a_singularity, multipliers
 
 CASES = [
     Case("Sin", np.sin, np.cos, -7.0, 7.0),

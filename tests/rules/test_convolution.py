@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import node_cases
 
 from deepshap_ir.evaluator import Reference
 from deepshap_ir.program import build_plan
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
+from tests.rules.onnx_cases import node_cases
 
 RNG = np.random.default_rng(11)
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import node_cases
-from pairs import Case, Function, grid, is_accurate_near_a_singularity, multipliers, worst_error
 
 from deepshap_ir.extend import Context, Value
 from deepshap_ir.rules.elementwise import sigmoid
 from deepshap_ir.testing import check_rule
+from tests.rules.onnx_cases import node_cases
+from tests.rules.pairs import Case, Function, grid, is_accurate_near_a_singularity, multipliers, worst_error
 
 
 def logistic(x: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import node_cases
 
 from deepshap_ir.emitter import Emitter
 from deepshap_ir.errors import RuleError
@@ -16,6 +15,7 @@ from deepshap_ir.program import build_plan
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 from deepshap_ir.walker import Walker
+from tests.rules.onnx_cases import node_cases
 
 RNG = np.random.default_rng(6)
 
@@ -110,10 +110,18 @@ def test_updates_of_one_place_add_up(varying: list[int]) -> None:
 
 @pytest.mark.parametrize("operator", ["ScatterElements", "ScatterND"])
 @pytest.mark.parametrize("reduction", ["mul", "max", "min"])
-def test_other_reductions_are_refused(operator: str, reduction: str) -> None:
-    indices = ints(1, 2) if operator == "ScatterElements" else ints([1], [2])
-    with pytest.raises(RuleError, match=f"reduction='{reduction}' has no rule; 'none' and 'add' have"):
-        check_rule(operator, [(4,), indices, draw(2)], attributes={"reduction": reduction})
+@pytest.mark.parametrize("varying", [[0], [2], [0, 2]], ids=str)
+def test_what_meets_at_one_place_are_players(operator: str, reduction: str, varying: list[int]) -> None:
+    indices = ints(1, 2, 1) if operator == "ScatterElements" else ints([1], [2], [1])
+    inputs = [a.shape if i in varying else a for i, a in enumerate([draw(4), indices, draw(3)])]
+    check_rule(operator, inputs, varying=varying, attributes={"reduction": reduction}, derivative=reduction == "mul")
+
+
+def test_other_reductions_at_fed_places_are_refused() -> None:
+    operands = [(4,), ints(1, 2), draw(2)]
+    domain = {1: lambda rng, shape: rng.integers(0, 4, shape)}
+    with pytest.raises(RuleError, match="reduction='mul' has a rule only where the indices are fixed"):
+        check_rule("ScatterElements", operands, varying=[0, 1], attributes={"reduction": "mul"}, domain=domain)
 
 
 FED: list[tuple[str, list[Any], dict[str, Any]]] = [

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto
-from onnx_cases import Case, node_cases
 
 from deepshap_ir.emitter import Value
 from deepshap_ir.errors import RuleError
 from deepshap_ir.extend import Context
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.testing import check_rule, exact_shapley
+from tests.rules.onnx_cases import Case, node_cases
 
 RNG = np.random.default_rng(3)
 

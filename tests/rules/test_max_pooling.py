@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto
-from onnx_cases import Case, node_cases
 
 from deepshap_ir.evaluator import OnnxRuntime, Reference
 from deepshap_ir.extend import Array, Context, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.max_pooling import max_pool
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
+from tests.rules.onnx_cases import Case, node_cases
 
 POOLS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((1, 2, 7), {"kernel_shape": [2]}),

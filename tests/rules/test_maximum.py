@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import Case, node_cases
 
 from deepshap_ir.evaluator import OnnxRuntime, Reference
 from deepshap_ir.extend import Array
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
+from tests.rules.onnx_cases import Case, node_cases
 
 SHAPLEY: dict[str, Any] = {}
 WINNERS = {"max": "shap"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import node_cases
 
 from deepshap_ir.emitter import Emitter
 from deepshap_ir.errors import RuleError
@@ -15,6 +14,7 @@ from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.movement import sliced
 from deepshap_ir.testing import check_rule, one_node_graph
 from deepshap_ir.walker import Walker
+from tests.rules.onnx_cases import node_cases
 
 RNG = np.random.default_rng(4)
 

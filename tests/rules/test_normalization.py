@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_cases import Case, node_cases
 
 from deepshap_ir.errors import RuleError
 from deepshap_ir.evaluator import OnnxRuntime, Reference
@@ -12,6 +11,7 @@ from deepshap_ir.extend import Array, Context, Graph, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.normalization import layer_normalization
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
+from tests.rules.onnx_cases import Case, node_cases
 
 FIXED = np.random.default_rng(0).normal(size=4)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import Array, Function, cast_after, contributions, grid, multipliers, worst_error
 
 from deepshap_ir.testing import check_rule, exact_shapley
+from tests.rules.pairs import Array, Function, cast_after, contributions, grid, multipliers, worst_error
 
 
 def number(value: float) -> float:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import (
+
+from deepshap_ir.testing import check_rule, exact_shapley
+from tests.rules.pairs import (
     Array,
     Case,
     Function,
@@ -15,8 +17,6 @@ from pairs import (
     multipliers,
     worst_error,
 )
-
-from deepshap_ir.testing import check_rule, exact_shapley
 
 WHOLE = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0]
 POSITIVE = [-1.0, -2.0, -3.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.3, 1.7, 7.1, -1.3, 0.01]

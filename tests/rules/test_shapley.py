@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import Array, cast_after, contributions
 
 from deepshap_ir.testing import check_rule, exact_shapley
+from tests.rules.pairs import Array, cast_after, contributions
 
 
 def small(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:

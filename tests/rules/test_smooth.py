@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import Case
+
+from tests.rules.pairs import Case
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 

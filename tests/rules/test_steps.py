@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pairs import Array, cast_after, multipliers
 
 from deepshap_ir.testing import check_rule
+from tests.rules.pairs import Array, cast_after, multipliers
 
 
 @pytest.mark.parametrize("operator", ["Sign", "Floor", "Ceil", "Round"])
