@@ -279,7 +279,8 @@ def svm_classifier(ctx: Expansion) -> list[Value | None]:
         probabilities = _coupled(ctx, op.Clip(certain, 1e-7, 1 - 1e-7), len(counts))
         return [label(ctx, None, labels), as_output(ctx, post_transform(probabilities, transform), 1)]
     if len(counts) == 2:
-        scores = op.Concat(-scores, scores, axis=-1)
+        both = of_two_classes(scores, transform, 0.0 if transform == "NONE" else 1.0)
+        return [label(ctx, None, labels), as_output(ctx, both, 1)]
     return [label(ctx, None, labels), as_output(ctx, post_transform(scores, transform), 1)]
 
 
