@@ -12,11 +12,14 @@ import numpy as np
 
 from deepshap_ir.attribution import Attributions, Layout, gather
 from deepshap_ir.canonical import canonicalise
+from deepshap_ir.converters.registry import Conversion, Settings, convert, find
 from deepshap_ir.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
-from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference, Rows
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.evaluator import Evaluator, Rows
 from deepshap_ir.expand import expand_graph
 from deepshap_ir.explanation import make_explanation
+from deepshap_ir.feeds import columns
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importer import Imported, import_model
 from deepshap_ir.memory import available_memory
@@ -44,7 +47,8 @@ class DeepExplainer:
     Parameters
     ----------
     model
-        A path, bytes, a file object, an `onnx.ModelProto` or an `onnx_ir.Model`.
+        An ONNX model: a path, bytes, a file object, an `onnx.ModelProto` or an `onnx_ir.Model`. A `torch.nn.Module`,
+        or a pair ``(module, layer)``: then the attributions are at the inputs of that layer.
     data
         The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
         name; or a function that is given one sample (a list with one array per input, without batch axis) and returns
@@ -110,8 +114,6 @@ class DeepExplainer:
         threads: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if session is not None or learning_phase_flags is not None:
-            raise InputError("session= and learning_phase_flags= belong to TensorFlow 1 graphs, not to an ONNX model")
         if backend not in ("onnxruntime", "reference"):
             raise InputError(f"backend={backend!r}: choose 'onnxruntime' or 'reference'")
         if precision not in (None, "float64"):
@@ -120,14 +122,17 @@ class DeepExplainer:
             raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
         self.model = model
         self.data = data
-        self._settings: dict[str, Any] = {"output": output, "inputs": inputs, "hold": hold, "batch_axes": batch_axes}
+        self._inputs = inputs
         self.at = tuple([at] if isinstance(at, str) else at or ())
+        self._settings = Settings(output, self.at, hold, batch_axes or {}, session, learning_phase_flags)
+        find(model, self._settings)
         self._resolver = Resolver([rule_set(rules)], options)
         self.precision = precision
         self._backend_name = "reference" if precision == "float64" else backend
         self._providers, self._threads = providers, threads
         self.memory_limit = _bytes(memory_limit) if memory_limit is not None else available_memory() // 4
         self.progress = progress
+        self._conversion = Conversion(model)
         self._imported: Imported | None = None
         self._evaluators: dict[tuple[bool, ...], Evaluator] = {}
         self._expected: Array | None = None
@@ -209,11 +214,12 @@ class DeepExplainer:
         """An explanation of samples, with base values, data, names and standard errors; see `make_explanation`."""
         found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=True)
         several = len(found.values) > 1
+        names = self._column_names(X)
         return make_explanation(
             found.values if several else found.values[0],
             found.base,
             found.data if several else found.data[0],
-            feature_names=None if several or self.at else _column_names(X, self.data),
+            feature_names=names if several else names[0],
             standard_error=found.errors if several or found.errors is None else found.errors[0],
             unattributed=found.unattributed,
             output_indexes=found.ranks,
@@ -257,12 +263,17 @@ class DeepExplainer:
         return Layout(imported.graph, imported.output)
 
     def _import(self, background: Any, what: str = "background") -> None:
+        self._conversion = convert(self.model, background, self._settings)
+        self.at = self._conversion.at or self.at
         imported = import_model(
-            self.model,
-            background,
+            self._conversion.model,
+            self._conversion.data(background, what),
             what=what,
+            output=self._conversion.output,
+            inputs=self._inputs,
+            hold=self._conversion.hold,
             keep=self.at,
-            **self._settings,
+            batch_axes=self._settings.batch_axes,
             rewrite=lambda graph, protected: rewrite(graph, protected, self._resolver),
         )
         if self.precision == "float64":
@@ -286,8 +297,14 @@ class DeepExplainer:
         if self._imported is None:  # the references are a function: the samples fix the shapes
             self._import(X, "samples")
             self._evaluator()
-        arrays, n = self._require().read(X)
+        arrays, n = self._require().read(self._conversion.data(X, "samples"))
         return {name: self._layout.rows(name, a) for name, a in arrays.items()} | self._explained_rows(arrays, n), n
+
+    def _column_names(self, X: Any) -> list[list[str] | None]:  # noqa: N803
+        """Names of the columns of each explained place, where the background or else the samples are a DataFrame."""
+        known = {spec.name: spec.columns or columns(X) for spec in self._require().specs}
+        labels = [known.get(name) for name in self.input_names]
+        return [None if found is None else list(map(str, found)) for found in labels]
 
     def _own_references(self, samples: Mapping[str, Array]) -> Callable[[int], dict[str, Array]]:
         """A function from a sample's position to its references by input name, ``[B, *shape]``."""
@@ -398,12 +415,6 @@ def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Grap
 
 def _is_listed(data: Any) -> bool:
     return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
-
-
-def _column_names(*tables: Any) -> list[str] | None:
-    """Names of the columns of the first of `tables` that has any, as a DataFrame does."""
-    named = next((table for table in tables if hasattr(table, "columns")), None)
-    return None if named is None else [str(name) for name in named.columns]
 
 
 def _bytes(limit: int | str) -> int:

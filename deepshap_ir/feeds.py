@@ -26,6 +26,7 @@ class InputSpec:
     batch_axis : where the rows are, None if the whole array is one value that all rows share.
     allows_nan : an operator made for missing values consumes the input.
     allows_infinity : the value is not explained, so its infinities (an attention mask) never enter a difference.
+    columns : labels of the columns, by which a DataFrame is matched; None where the background had none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class InputSpec:
     batch_axis: int | None = 0
     allows_nan: bool = False
     allows_infinity: bool = False
+    columns: tuple[Any, ...] | None = None
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
@@ -48,6 +50,19 @@ def suggest(name: str, names: Sequence[str]) -> str:
 def is_list(data: Any) -> bool:
     """Tell a list of arrays, one per input, from one array (nested lists of numbers included)."""
     return isinstance(data, (list, tuple)) and len(data) > 0 and all(hasattr(item, "__array__") for item in data)
+
+
+def as_array(value: Any) -> Array:
+    """Return a tensor of any framework as an array, wherever it is and whatever it records."""
+    if hasattr(value, "detach") and hasattr(value, "numpy"):  # torch; numpy knows no bfloat16
+        value = value.to_dense() if value.is_sparse else value
+        return np.asarray((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy(force=True))
+    return np.asarray(value)
+
+
+def columns(data: Any) -> tuple[Any, ...] | None:
+    """Return the labels of the columns of a DataFrame, None for anything else."""
+    return tuple(data.columns) if hasattr(data, "columns") and hasattr(data, "to_numpy") else None
 
 
 def by_name(data: Any, names: Sequence[str], what: str = "background") -> dict[str, Any]:
@@ -84,7 +99,7 @@ def read(value: Any, spec: InputSpec, what: str = "background") -> Array:
     NonFiniteError : NaN or infinity, at which row.
     """
     try:
-        array = np.asarray(value)
+        array = as_array(_matched(value, spec, what))
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{what} of input {spec.name!r} is no array: {error}") from None
     where = f"{what} of input {spec.name!r}"
@@ -118,6 +133,21 @@ def take(arrays: Mapping[str, Array], specs: Sequence[InputSpec], indices: Seque
         s.name: arrays[s.name] if s.batch_axis is None else np.take(arrays[s.name], list(indices), axis=s.batch_axis)
         for s in specs
     }
+
+
+def _matched(value: Any, spec: InputSpec, what: str) -> Any:
+    """Return a DataFrame with its columns in the order of the background's."""
+    given = columns(value)
+    if given is None or spec.columns is None or given == spec.columns:
+        return value
+    where = f"{what} of input {spec.name!r}"
+    missing = [label for label in spec.columns if label not in given]
+    if missing:
+        raise InputError(f"{where}: missing column {', '.join(map(repr, missing))}.{suggest(str(missing[0]), given)}")
+    more = [label for label in given if label not in spec.columns]
+    if more:
+        raise InputError(f"{where}: column {', '.join(map(repr, more))} is not in the background; leave it out.")
+    return value[list(spec.columns)]
 
 
 def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:

@@ -11,7 +11,7 @@ from onnx import ModelProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 from deepshap_ir.dependence import Dependence, dependence, needed, operator
 from deepshap_ir.errors import InputError
-from deepshap_ir.feeds import Array, InputSpec, by_name, is_list, read, rows, suggest
+from deepshap_ir.feeds import Array, InputSpec, by_name, columns, is_list, read, rows, suggest
 from deepshap_ir.onnx_io import elem_type
 from deepshap_ir.prune import prune
 from deepshap_ir.runner import Runner
@@ -325,7 +325,8 @@ def _spec(model: ModelProto, face: Interface, name: str, value: ValueInfoProto |
     axis = _axis(face, name, rank)
     shape = None if dims is None else tuple(None if i == axis else dim for i, dim in enumerate(dims))
     held = name not in face.explained
-    return InputSpec(name, _dtype(value.type, name), shape, axis, _allows_nan(model, name), allows_infinity=held)
+    dtype, nan = _dtype(value.type, name), _allows_nan(model, name)
+    return InputSpec(name, dtype, shape, axis, nan, allows_infinity=held, columns=columns(array))
 
 
 def _allows_nan(model: ModelProto, name: str) -> bool:

@@ -1,0 +1,132 @@
+"""An ONNX model against the model that it was made from, on background rows, at two batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from deepshap_ir.errors import InputError, ModelError
+from deepshap_ir.feeds import Array, InputSpec, rows, take
+from deepshap_ir.half import has_half, raise_half
+from deepshap_ir.runner import Runner
+from deepshap_ir.verify import HALF_TOLERANCE, TOLERANCE
+
+__all__ = ["HALF_TOLERANCE", "TOLERANCE", "compare", "some_rows"]
+
+ROWS = 3
+"""One more than the two rows with which models are exported: what an exporter froze at 2 is seen."""
+
+Original = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def some_rows(
+    arrays: Mapping[str, Array], axes: Mapping[str, int | None], what: str = "background"
+) -> dict[str, Array]:
+    """Return three rows of every array; where there are fewer, more are made by moving the floats of the first.
+
+    Raises
+    ------
+    InputError : the arrays have different numbers of rows, or none.
+    """
+    specs = _specs(arrays, axes)
+    count = rows(arrays, specs, what)
+    picked = sorted({0, count // 2, count - 1})
+    found = take(arrays, specs, picked)
+    first = take(arrays, specs, [0])
+    for moved in range(len(picked), ROWS):
+        for name, axis in axes.items():
+            row = first[name]
+            if axis is None:
+                continue
+            if row.dtype.kind == "f":
+                row = row * row.dtype.type(1 - 0.25 * moved) + row.dtype.type(0.125)
+            found[name] = np.concatenate([found[name], row], axis)
+    return found
+
+
+def compare(
+    model: ModelProto,
+    original: Original,
+    arrays: Mapping[str, Array],
+    axes: Mapping[str, int | None],
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Run both on one row and on all rows.
+
+    Parameters
+    ----------
+    model : with a free batch, or made for one row.
+    original : arrays by input name -> arrays by output name; the outputs of `model`.
+    arrays : rows by input name.
+    axes : input name -> axis of the batch, None where it has none.
+    tolerance : relative to the largest output.
+
+    Raises
+    ------
+    ModelError : the outputs differ in shape or value; the message has both numbers.
+    """
+    if has_half(model):
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        raise_half(copy)
+        model = copy
+    runner = Runner(model, "the converted model")
+    specs = _specs(arrays, axes)
+    count = rows(arrays, specs)
+    sizes = [1] if _made_for_one_row(model, axes) else [1, count]
+    compared = 0
+    for size in sizes:
+        for start in range(count) if sizes == [1] else [0]:
+            feeds = take(arrays, specs, range(start, start + size))
+            try:
+                theirs = original(feeds)
+            except InputError:
+                # a model need not take a single row, but must be compared on something
+                if size == sizes[-1]:
+                    raise
+                continue
+            _check(_run(runner, model, feeds), theirs, f"on {size} background row{'s' * (size > 1)}", tolerance)
+            compared += 1
+    assert compared
+
+
+def _specs(arrays: Mapping[str, Array], axes: Mapping[str, int | None]) -> list[InputSpec]:
+    return [InputSpec(name, array.dtype, batch_axis=axes.get(name, 0)) for name, array in arrays.items()]
+
+
+def _made_for_one_row(model: ModelProto, axes: Mapping[str, int | None]) -> bool:
+    """Tell whether `model` declares a batch of 1."""
+    for value in model.graph.input:
+        axis = axes.get(value.name)
+        if axis is not None and value.type.tensor_type.HasField("shape"):
+            return bool(value.type.tensor_type.shape.dim[axis].dim_value == 1)
+    return False
+
+
+def _run(runner: Runner, model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    dtypes = {v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
+    return runner.run({name: array.astype(dtypes[name]) for name, array in feeds.items()})
+
+
+def _check(ours: Mapping[str, Array], theirs: Mapping[str, Array], where: str, tolerance: float) -> None:
+    for name, their in theirs.items():
+        mine = np.asarray(ours[name])
+        if mine.shape != their.shape:
+            raise ModelError(
+                f"the converted model is another function: {name!r} has shape {list(mine.shape)} in ONNX and "
+                f"{list(their.shape)} in the original {where}."
+            )
+        a, b = mine.astype(np.float64), their.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            difference = np.where(same, 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
+        allowed = tolerance * float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0))
+        if np.max(difference, initial=0.0) > allowed:
+            at = np.unravel_index(int(np.argmax(difference)), difference.shape)
+            raise ModelError(
+                f"the converted model is another function: {name!r} at {[int(i) for i in at]} is {a[at]:.7g} in ONNX "
+                f"and {b[at]:.7g} in the original {where} (difference {difference[at]:.3g}, allowed {allowed:.3g}). "
+                f"Does the model choose its way by the values of its inputs, or draw random numbers?"
+            )

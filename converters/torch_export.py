@@ -1,0 +1,445 @@
+"""A torch module, seen at its outputs and at the inputs of a layer, eagerly and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from deepshap_ir.converters.compare import HALF_TOLERANCE, TOLERANCE
+from deepshap_ir.converters.registry import comes_from
+from deepshap_ir.dependence import dependence
+from deepshap_ir.errors import InputError, ModelError
+from deepshap_ir.feeds import Array, InputSpec, as_array, suggest, take
+from deepshap_ir.runner import newest_opset, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+OPSET = 18
+"""The exporter's own; it writes newer ones by conversion."""
+
+_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+
+
+@dataclass
+class Subject:
+    """A module, and how it is called.
+
+    Attributes
+    ----------
+    layer : the layer whose inputs are kept, if any.
+    positional, keyword : names of the inputs.
+    constants : further arguments, by keyword.
+    axes : input name -> axis of the batch, None where it has none.
+    floats : whether the module wants whole numbers as floats.
+    """
+
+    module: nn.Module
+    layer: nn.Module | None
+    positional: Sequence[str]
+    keyword: Sequence[str]
+    constants: Mapping[str, Any]
+    axes: Mapping[str, int | None]
+    floats: bool = field(default=False, init=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, in the order of the tensors of `call`."""
+        return [*self.positional, *self.keyword]
+
+    def call(self, tensors: Sequence[Tensor], constants: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return the tensors among the module's outputs by name, and those that the last call of the layer was given.
+
+        They are cloned, as layers may write over their inputs; export drops the clone, so that the exported value is
+        the one that the layer reads. A tensor that is given twice is kept once.
+        """
+        kept: dict[int, Tensor] = {}
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = {id(t): t for _, t in leaves((args, kwargs))}
+            floats = {key: t for key, t in given.items() if t.is_floating_point()}
+            kept.clear()
+            kept.update({key: t.clone() for key, t in (floats or given).items()})
+
+        named = dict(zip(self.keyword, tensors[len(self.positional) :], strict=True))
+        handle = None if self.layer is None else self.layer.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            returned = self.module(*tensors[: len(self.positional)], **named, **constants)
+        finally:
+            if handle is not None:
+                handle.remove()
+        return dict(leaves(returned)), list(kept.values())
+
+    def tensors(self, arrays: Mapping[str, Array]) -> list[Tensor]:
+        """Return arrays as tensors in the dtype and on the device of the module."""
+        return [self._tensor(arrays[name]) for name in self.names]
+
+    def _tensor(self, array: Array) -> Tensor:
+        import torch
+
+        tensor = torch.from_numpy(np.array(array))
+        if tensor.is_floating_point() or self.floats:
+            tensor = tensor.to(self.dtype)
+        return tensor.to(self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the module's floating-point parameters, torch's default where it has none."""
+        import torch
+
+        held = [t for t in (*self.module.parameters(), *self.module.buffers()) if t.is_floating_point()]
+        return held[0].dtype if held else torch.get_default_dtype()
+
+    @property
+    def device(self) -> torch.device:
+        """Of the module's first parameter or buffer, the CPU where it has none."""
+        import torch
+
+        held = next((t for t in (*self.module.parameters(), *self.module.buffers())), None)
+        return torch.device("cpu") if held is None else held.device
+
+    def baked(self) -> dict[str, Any]:
+        """Return the constants, arrays as tensors."""
+        return {
+            name: self._tensor(as_array(value)) if hasattr(value, "__array__") else value
+            for name, value in self.constants.items()
+        }
+
+    def evaluated(self, arrays: Mapping[str, Array]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Call the module, in evaluation mode; it is left as it was.
+
+        Raises
+        ------
+        InputError : it fails on these arrays.
+        """
+        try:
+            with unchanged(self.module):
+                return self.call(self.tensors(arrays), self.baked())
+        except Exception as error:  # whatever the module's own code raises
+            shapes = ", ".join(f"{name} {list(a.shape)} of {a.dtype}" for name, a in arrays.items())
+            raise InputError(
+                f"{type(self.module).__name__} fails on rows of the background ({shapes}): {one_line(error)}"
+            ) from error
+
+    def observe(self, rows: Mapping[str, Array], output: str | int | None) -> Observed:
+        """Call the module once to learn what it returns, and choose the explained output.
+
+        Raises
+        ------
+        InputError : the module fails, there is no such output, or the layer is not used.
+        """
+        try:
+            found, kept = self.evaluated(rows)
+        except InputError:
+            if not any(a.dtype.kind in "iub" for a in rows.values()):
+                raise
+            self.floats = True
+            try:
+                found, kept = self.evaluated(rows)
+            except InputError:
+                self.floats = False
+                found, kept = self.evaluated(rows)
+        if self.layer is not None and not kept:
+            raise InputError(
+                f"forward of {type(self.module).__name__} gives no tensor to the layer {type(self.layer).__name__}, "
+                f"or does not call it."
+            )
+        chosen = _choose(found, output)
+        return Observed(self, chosen, len(kept), output if output not in found else None)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A subject of which it is known what it returns.
+
+    Attributes
+    ----------
+    chosen : the outputs that are exported, by the module's names.
+    kept : how many inputs of the layer are.
+    inside : a name that is no output of the module, left for the importer to find.
+    """
+
+    subject: Subject
+    chosen: Sequence[str]
+    kept: int
+    inside: str | int | None
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs in ONNX, which must not be those of inputs."""
+        taken = set(self.subject.names)
+        return [
+            *(f"{name}_output" if name in taken else name for name in self.chosen),
+            *(f"layer_input_{i}" for i in range(self.kept)),
+        ]
+
+    @property
+    def tolerance(self) -> float:
+        """Of a comparison with ONNX, relative to the largest output."""
+        import torch
+
+        low = self.subject.dtype in (torch.float16, torch.bfloat16)
+        fast = self.subject.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest"
+        return HALF_TOLERANCE if low or fast else TOLERANCE
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Call the module: arrays by input name -> arrays by the names of `outputs`."""
+        found, kept = self.subject.evaluated(arrays)
+        values = [*(found[name] for name in self.chosen), *kept]
+        return {name: as_array(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX model, the name of the explained output, and the values that the layer is given."""
+
+    model: ModelProto
+    output: str | int | None
+    at: tuple[str, ...]
+
+
+def export(observed: Observed, rows: Mapping[str, Array]) -> Exported:
+    """Export to ONNX with a free batch; for one row where the module does not export with one.
+
+    Raises
+    ------
+    ModelError : the exporter fails.
+    """
+    import torch
+
+    subject = observed.subject
+    specs = [InputSpec(name, a.dtype, batch_axis=subject.axes[name]) for name, a in rows.items()]
+    scripted = any(comes_from(layer, "torch", "ScriptModule") for layer in subject.module.modules())
+    failures: list[str] = []
+    for free in (True, False):
+        tensors = subject.tensors(take(rows, specs, [0, 1] if free else [0]))
+        try:
+            with unchanged(subject.module), quiet():
+                program = _program(observed)
+                if scripted:
+                    model = _traced(program, tensors, observed, free)
+                else:
+                    dims = [
+                        {axis: torch.export.Dim.DYNAMIC} if free and axis is not None else None
+                        for axis in (subject.axes[name] for name in subject.names)
+                    ]
+                    model = _exported(program, tensors, observed, dims)
+        except Exception as error:  # the exporter's stages have no error class in common
+            failures.append(one_line(error))
+            continue
+        return _finished(model, observed)
+    raise ModelError(
+        f"torch cannot export {type(subject.module).__name__} to ONNX: {failures[0]}; for a single row: {failures[1]}"
+    )
+
+
+def _program(observed: Observed) -> nn.Module:
+    """Return a module from the tensors of a call to a tuple of the chosen outputs and the layer's inputs."""
+    from torch import Tensor, nn
+
+    constants = observed.subject.baked()
+
+    class Program(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = observed.subject.module
+            for name, value in constants.items():
+                if isinstance(value, Tensor):
+                    self.register_buffer(f"constant_{name}", value)
+
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            held = {
+                name: getattr(self, f"constant_{name}") if isinstance(value, Tensor) else value
+                for name, value in constants.items()
+            }
+            found, kept = observed.subject.call(tensors, held)
+            return (*(found[name] for name in observed.chosen), *kept)
+
+    program = Program()
+    program.training = False
+    return program
+
+
+def _exported(program: nn.Module, tensors: Sequence[Tensor], observed: Observed, dims: Sequence[Any]) -> ModelProto:
+    import torch
+
+    made = torch.onnx.export(
+        program,
+        tuple(tensors),
+        dynamo=True,
+        dynamic_shapes=(tuple(dims),),
+        input_names=observed.subject.names,
+        output_names=observed.outputs,
+        opset_version=min(OPSET, newest_opset()),
+        verbose=False,
+    )
+    assert made is not None
+    return made.model_proto
+
+
+def _traced(program: nn.Module, tensors: Sequence[Tensor], observed: Observed, free: bool) -> ModelProto:
+    """Export TorchScript, which the newer exporter does not read."""
+    import torch
+
+    axes = {name: {axis: "batch"} for name, axis in observed.subject.axes.items() if axis is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            program,
+            tuple(tensors),
+            path,
+            dynamo=False,
+            dynamic_axes=axes if free else None,
+            input_names=observed.subject.names,
+            output_names=observed.outputs,
+            opset_version=min(OPSET, newest_opset()),
+            verbose=False,
+        )
+        return onnx.load(path)
+
+
+def _finished(model: ModelProto, observed: Observed) -> Exported:
+    """Find the values that the layer reads, and declare inputs that the exporter dropped as unused."""
+    subject = observed.subject
+    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    found = dependence(model.graph, [value.name for value in model.graph.input])
+    places = []
+    for name in observed.outputs[len(observed.chosen) :]:
+        while name in source:
+            name = source[name]
+        if found.depends([name]) and name not in places:
+            places.append(name)
+    if observed.kept and not places:
+        raise InputError(f"the inputs of the layer {type(subject.layer).__name__} do not depend on the data.")
+    output = observed.outputs[0] if observed.inside is None or len(observed.chosen) == 1 else observed.inside
+    return Exported(model, output, tuple(places))
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses, named by their way: ``past.0.key``."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        yield name or "output", value
+        return
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif dataclasses.is_dataclass(value):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple | list):
+        keys = getattr(value, "_fields", None) or [str(i) if name else f"output_{i}" for i in range(len(value))]
+        items = list(zip(keys, value, strict=True))
+    for key, item in items:
+        yield from leaves(item, f"{name}.{key}" if name else key)
+
+
+def _choose(found: Mapping[str, Tensor], output: str | int | None) -> list[str]:
+    """Return the names of the outputs to export: the chosen one, or all where the name is none of them."""
+    names = list(found)
+    if not names:
+        raise InputError("the module returns no tensor: nothing to explain.")
+    if isinstance(output, str):
+        return [output] if output in found else names
+    if output is not None:
+        if not -len(names) <= output < len(names):
+            raise InputError(f"output: there is no output {output}; the module returns {', '.join(map(repr, names))}.")
+        return [names[output]]
+    floats = [name for name, value in found.items() if value.is_floating_point()]
+    if len(floats) != 1:
+        raise InputError(
+            f"output: the module returns {len(floats)} tensors of floats; choose one by name or index with output=."
+            f"{suggest('', names)}"
+        )
+    return floats
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the exporters print and log to themselves."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, uncompiled, without gradients; however it ends, the module is as it was.
+
+    Its flags, attributes, hooks and buffers are, and the random numbers that come next.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=_devices(module)))
+        # cuDNN's convolutions are in TF32 by default, and 1e-3 off
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        # the encoder's fast path is another function where rows are padded
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for buffer in module.buffers():
+            stack.callback(_restore_tensor, buffer, version(buffer), buffer.clone())
+        for layer in list(module.modules()):
+            if comes_from(layer, "torch", "ScriptModule"):
+                if hasattr(layer, "training"):  # a frozen one has none
+                    stack.callback(setattr, layer, "training", layer.training)
+                    layer.training = False
+                continue
+            attributes = vars(layer)
+            for value in attributes.values():
+                if isinstance(value, dict | list | set):
+                    stack.callback(_restore, value, value.copy())
+            stack.callback(_restore, attributes, attributes.copy())
+            attributes["training"] = False
+            attributes["_compiled_call_impl"] = None
+        yield
+
+
+def _devices(module: nn.Module) -> list[int]:
+    found = {t.device.index for t in (*module.parameters(), *module.buffers()) if t.device.type == "cuda"}
+    return sorted(index for index in found if index is not None)
+
+
+def _restore(container: Any, saved: Any) -> None:
+    """Give a dict, list or set its old content back, where that has changed."""
+    if isinstance(container, dict):
+        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
+        same = same and all(container[key] is saved[key] for key in saved)
+    elif isinstance(container, list):
+        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
+    else:
+        same = container == saved
+    if not same:
+        container.clear()
+        container.extend(saved) if isinstance(container, list) else container.update(saved)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; made in inference mode, it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _restore_tensor(buffer: Tensor, before: int, saved: Tensor) -> None:
+    if version(buffer) != before:
+        buffer.copy_(saved)
