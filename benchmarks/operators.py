@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepshap_ir.errors import DeepShapError
-from deepshap_ir.evaluator import Backend, OnnxRuntime, Reference
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model
@@ -36,7 +36,7 @@ Array = NDArray[Any]
 TOLERANCE = 1e-4
 FLOAT64_TOLERANCE = 1e-8
 PLAYERS = 8
-FIXED = {"Dropout": (1,), "Resize": (1, 2), "Upsample": (1,)}
+FIXED = {"Dropout": (1,), "OneHot": (1,), "Resize": (1, 2), "Upsample": (1,)}
 """Operator -> its float inputs that decide shapes, or chances, and do not vary."""
 MARKS = ("<!-- operators -->", "<!-- /operators -->")
 
@@ -119,6 +119,8 @@ def _explain(case: str, operator: str, model: Any, feeds: dict[str, Array], floa
         graph = replace(imported.graph, batch_axes=dict.fromkeys(imported.graph.inputs, 0))
         x = [feeds[name][None].astype(np.float64) for name in graph.inputs]
         x0 = [np.concatenate([_reference(a, rng) for _ in range(2)]) for a in x]
+        if operator == "OneHot":
+            x0 = [np.rint(a) for a in x0]
         seed = rng.normal(size=(1, *graph.shapes[output]))
         gap = _gap(graph, resolver, OnnxRuntime(), x, x0, seed)
         gap64 = _gap(graph.astype(np.float64), resolver, Reference(), x, x0, seed)

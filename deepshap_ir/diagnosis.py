@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deepshap_ir.backends import Reference
 from deepshap_ir.emitter import AXES
-from deepshap_ir.evaluator import Reference
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.onnx_io import graph_to_model
 from deepshap_ir.program import build_plan
@@ -112,6 +112,6 @@ def _multipliers(
         given = {v.name: feeds[v.name] for v in program.inputs}
         given |= {f"size_of_{a}": np.array([lengths[a]], np.int64) for a in program.dimensions}
         names = [o.name for o in program.model.graph.output]
-        found = backend.run(backend.load(program.model), names, given, odd=stage == "")
+        found = backend.run(backend.load(program.model, program.weights), names, given, odd=stage == "")
         feeds |= {v.name: a for v, a in zip(program.outputs, found, strict=True)}
     return {role: feeds[value.name] for role, value in plan.result.items()}

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnx import ModelProto
-from onnx.reference import ReferenceEvaluator
 from tqdm.auto import tqdm
 
+from deepshap_ir.backends import Backend
 from deepshap_ir.batching import dimension
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Value
-from deepshap_ir.errors import InputError, ModelError
+from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array
 from deepshap_ir.program import Plan, Program, nbytes
-from deepshap_ir.reference_ops import REPAIRED
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
@@ -35,98 +32,6 @@ REFERENCES_PER_SUM = 50
 CACHE_BYTES = 1 << 21
 """Small models run in pieces whose widest value has about this size."""
 SHOW_PROGRESS_AFTER = 2.0
-
-
-class Backend(Protocol):
-    """Runs programs and keeps their values where it likes."""
-
-    def load(self, model: ModelProto) -> Any:
-        """Prepare a model."""
-
-    def run(self, session: Any, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool) -> list[Any]:
-        """Run it; `odd` says that a piece of this size is rare."""
-
-    def put(self, array: Array) -> Any:
-        """An array in the backend's form."""
-
-    def get(self, value: Any) -> Array:
-        """A value as a numpy array."""
-
-
-class OnnxRuntime:
-    """The default backend."""
-
-    def __init__(self, providers: Sequence[Any] | None = None, threads: int | None = None) -> None:
-        available = onnxruntime.get_available_providers()
-        wanted = list(providers) if providers else ["CPUExecutionProvider"]
-        missing = [p for p in wanted if (p if isinstance(p, str) else p[0]) not in available]
-        if missing:
-            raise InputError(
-                f"onnxruntime has no provider {missing}; it has {available}. For a GPU: pip uninstall onnxruntime; "
-                "pip install onnxruntime-gpu"
-            )
-        self.providers = wanted
-        self.options = onnxruntime.SessionOptions()
-        self.options.enable_mem_pattern = False
-        self.options.log_severity_level = 3
-        if threads:
-            self.options.intra_op_num_threads = threads
-        self._shrink = onnxruntime.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-
-    def load(self, model: ModelProto) -> onnxruntime.InferenceSession:
-        """A session; ModelError where onnxruntime has no kernel for it."""
-        try:
-            return onnxruntime.InferenceSession(model.SerializeToString(), self.options, providers=self.providers)
-        except Exception as error:
-            raise ModelError(
-                f"onnxruntime cannot run this model's attribution program: {error}. backend='reference' can."
-            ) from error
-
-    def run(
-        self, session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool
-    ) -> list[Any]:
-        """Run without copying inputs or outputs."""
-        if not outputs:
-            return []
-        return list(session.run_with_ort_values(list(outputs), dict(feeds), self._shrink if odd else None))
-
-    def put(self, array: Array) -> onnxruntime.OrtValue:
-        """An array in onnxruntime's form."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
-
-    def get(self, value: onnxruntime.OrtValue) -> Array:
-        """A numpy array."""
-        array: Array = value.numpy()
-        return array
-
-
-class Reference:
-    """`onnx.reference`: numpy, the oracle."""
-
-    def __init__(self, new_ops: Sequence[Any] = ()) -> None:
-        self.new_ops = list(new_ops)
-
-    def load(self, model: ModelProto) -> ReferenceEvaluator:
-        """An evaluator."""
-        return ReferenceEvaluator(model, new_ops=[*self.new_ops, *REPAIRED])
-
-    def run(
-        self, session: ReferenceEvaluator, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool
-    ) -> list[Any]:
-        """Run in numpy."""
-        if not outputs:
-            return []
-        with np.errstate(all="ignore"):
-            return list(session.run(list(outputs), dict(feeds)))
-
-    def put(self, array: Array) -> Array:
-        """The array itself."""
-        return array
-
-    def get(self, value: Any) -> Array:
-        """A numpy array."""
-        return np.asarray(value)
 
 
 @dataclass
@@ -164,7 +69,9 @@ class Evaluator:
     _pieces: dict[tuple[int, int, int], dict[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sessions = {name: self.backend.load(p.model) for name, p in self.plan.programs().items() if p.outputs}
+        self.sessions = {
+            name: self.backend.load(p.model, p.weights) for name, p in self.plan.programs().items() if p.outputs
+        }
 
     def evaluate(
         self,

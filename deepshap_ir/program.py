@@ -19,24 +19,32 @@ from deepshap_ir.batching import Lowering, dimension
 from deepshap_ir.context import MADE_FOR_NAN, without_nan
 from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
 from deepshap_ir.errors import InputError
-from deepshap_ir.graph import Graph, Node
+from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.recurrence import is_loop, loop_length, trimmed
 from deepshap_ir.registry import Resolver
 from deepshap_ir.walker import Walker, require_rules
 
 STAGES = ("background", "sample", "explain")
 IR_VERSION = 10
+WEIGHT_BYTES = 1 << 20
+"""Initializers from this size on stay outside the ONNX models."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One ONNX model, its steps, and the values that go in and come out."""
+    """One ONNX model, its steps, and the values that go in and come out.
+
+    Attributes
+    ----------
+    weights : the large initializers, to which the model only refers.
+    """
 
     model: ModelProto
     steps: tuple[Step, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     dimensions: tuple[str, ...]
+    weights: Mapping[str, Array] = field(default_factory=dict)
 
     def peak_bytes(self, sizes: Mapping[str, int]) -> int:
         """Most bytes alive at once, inputs and outputs included, for these lengths of the batch axes."""
@@ -271,11 +279,23 @@ def _program(op: Emitter, steps: Sequence[Step], outputs: Sequence[Value]) -> Pr
             *(helper.make_tensor_value_info(dimension(a), TensorProto.INT64, [1]) for a in dimensions),
         ],
         [_info(name, v) for name, v in zip(renamed, outputs, strict=True)],
-        [numpy_helper.from_array(np.asarray(data, order="C"), name) for name, data in low.initializers.items()],
+        [_initializer(name, data) for name, data in low.initializers.items()],
     )
     imports = [helper.make_opsetid(domain, version) for domain, version in op.opsets.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    return Program(model, tuple(steps), tuple(inputs), tuple(outputs), dimensions)
+    weights = {n: np.asarray(a, order="C") for n, a in low.initializers.items() if a.nbytes >= WEIGHT_BYTES}
+    return Program(model, tuple(steps), tuple(inputs), tuple(outputs), dimensions, weights)
+
+
+def _initializer(name: str, data: Array) -> TensorProto:
+    """A constant; only a reference to it where it is large, so that the programs of a large model share its weights."""
+    if data.nbytes < WEIGHT_BYTES:
+        return numpy_helper.from_array(np.asarray(data, order="C"), name)
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(data.dtype), dims=data.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(data.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def _info(name: str, value: Value) -> ValueInfoProto:

@@ -24,8 +24,9 @@ import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.emitter import onnx_node
-from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference
+from deepshap_ir.evaluator import Evaluator
 from deepshap_ir.expand import expand_graph
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.program import Plan, build_plan

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.batching import BATCHING
 from deepshap_ir.emitter import AXES, BACKGROUND, BROADCASTING, OUTPUT, SAMPLE, UNARY, Emitter, Value, onnx_node
-from deepshap_ir.evaluator import Backend, OnnxRuntime, Reference
 from deepshap_ir.program import Program, split
 from deepshap_ir.reference_ops import REPAIRED
 
@@ -132,7 +132,7 @@ def run(programs: Sequence[Program], backend: Backend, feeds: dict[str, Array]) 
         given = {v.name: backend.put(known[v.name]) for v in program.inputs}
         given |= {f"size_of_{a}": backend.put(np.array([LENGTHS[a]], np.int64)) for a in program.dimensions}
         names = [o.name for o in program.model.graph.output]
-        found = backend.run(backend.load(program.model), names, given, odd=False)
+        found = backend.run(backend.load(program.model, program.weights), names, given, odd=False)
         known |= {v.name: backend.get(a) for v, a in zip(program.outputs, found, strict=True)}
     return known
 

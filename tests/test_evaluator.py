@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from deepshap_ir import DeepExplainer, InputError, ModelError
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.emitter import BACKGROUND, OUTPUT, SAMPLE
-from deepshap_ir.evaluator import REFERENCES_PER_SUM, Backend, Evaluator, OnnxRuntime, Reference, Rows
+from deepshap_ir.evaluator import REFERENCES_PER_SUM, Evaluator, Rows
 from deepshap_ir.importer import import_model
 from deepshap_ir.memory import available_memory
 from deepshap_ir.program import Plan, build_plan
@@ -136,10 +137,10 @@ class Counting:
     rows: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
 
-    def load(self, model: ModelProto) -> Any:
+    def load(self, model: ModelProto, weights: Mapping[str, Array]) -> Any:
         names = {value.name for value in model.graph.input}
         stage = "explain" if "seed" in names else "background" if "background_x" in names else "sample"
-        return stage, self.inner.load(model)
+        return stage, self.inner.load(model, weights)
 
     def run(self, session: Any, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool) -> list[Any]:
         stage, loaded = session
@@ -241,7 +242,7 @@ def test_a_missing_provider_is_said() -> None:
 def test_what_onnxruntime_cannot_run_is_said() -> None:
     model = parsed("{ y = my.domain.Nonsense(x) }")
     with pytest.raises(ModelError, match=r"onnxruntime cannot run this model's attribution program: .*Nonsense"):
-        OnnxRuntime().load(model)
+        OnnxRuntime().load(model, {})
 
 
 @pytest.mark.parametrize("backend", [OnnxRuntime(), Reference()], ids=["onnxruntime", "reference"])

@@ -10,7 +10,7 @@ import pytest
 
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.emitter import INTERNAL
-from deepshap_ir.evaluator import OnnxRuntime, Reference
+from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importer import import_model
 from deepshap_ir.known import FUNCTIONS, POINTS, recognise

@@ -10,7 +10,8 @@ import pytest
 
 from deepshap_ir.emitter import Emitter
 from deepshap_ir.errors import RuleError
-from deepshap_ir.evaluator import Backend, Evaluator, OnnxRuntime, Reference
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.evaluator import Evaluator
 from deepshap_ir.program import build_plan
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph

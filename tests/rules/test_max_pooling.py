@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deepshap_ir.evaluator import OnnxRuntime, Reference
+from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.extend import Array, Context, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.max_pooling import max_pool

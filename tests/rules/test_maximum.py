@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.evaluator import OnnxRuntime, Reference
+from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.extend import Array
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepshap_ir.errors import RuleError
-from deepshap_ir.evaluator import OnnxRuntime, Reference
+from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.extend import Array, Context, Graph, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.normalization import layer_normalization
