@@ -13,9 +13,6 @@ from deepshap_ir.emitter import INTERNAL
 from deepshap_ir.graph import Node
 from deepshap_ir.rewriting import Pattern, Rewriter, subgraph
 
-SURE_OF_SOFTPLUS = 15.0
-"""A threshold above which ``softplus(x)`` is ``x`` to float32."""
-
 
 def log_sum_exp(graph: Rewriter, node: Node) -> list[Node] | None:
     """``log(sum(exp x))`` and ``ReduceLogSum(exp x)``."""
