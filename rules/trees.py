@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, rule
-from deepshap_ir.rules.classical import as_output, joined, label, of_targets, of_two_classes
+from deepshap_ir.rules.classical import as_output, label, of_targets, of_two_classes
 from deepshap_ir.rules.einsum import gauss_legendre
+from deepshap_ir.rules.joined import joined
 from deepshap_ir.rules.shapley import quotient
 from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
 

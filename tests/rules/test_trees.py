@@ -277,7 +277,7 @@ def test_float64_agrees_with_float32() -> None:
     np.testing.assert_allclose(single, double, atol=1e-6)
 
 
-def stacked(front: bool) -> onnx.ModelProto:
+def stacked(front: bool) -> Any:
     """A linear layer and Tanh in front of trees of two targets, or trees in front of them."""
     rng = np.random.default_rng(6)
     attributes = regressor(seed=6, targets=2, every=True)
@@ -319,7 +319,7 @@ def test_linear_model_behind_trees_is_exact() -> None:
     assert_exact(model, rows(1, 3), rows(2, 3))
 
 
-def exported(forest: Any) -> onnx.ModelProto:
+def exported(forest: Any) -> Any:
     """A scikit-learn forest from the arrays of its trees."""
     found: dict[str, Any] = {f"nodes_{n}": [] for n in ("treeids", "nodeids", "featureids", "modes", "values")}
     found |= {f"nodes_{n}": [] for n in ("truenodeids", "falsenodeids")}
