@@ -23,8 +23,8 @@ from onnx.backend.test.loader import load_model_tests
 from rich.console import Console
 from rich.table import Table
 
-from deepshap_ir.errors import DeepShapError
 from deepshap_ir.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.errors import DeepShapError
 from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model

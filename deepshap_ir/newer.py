@@ -61,7 +61,7 @@ def lower_opset(model: ModelProto, opset: int) -> ModelProto:
 
 def _with_bodies(model: ModelProto, opset: int, target: int) -> ModelProto:
     """Replace the operators that `target` does not have by their bodies, as local functions that are inlined."""
-    new = [node for node in model.graph.node if node.domain == "" and not _known(node.op_type, target)]
+    new = [node for node in model.graph.node if node.domain == "" and not _as_before(node, target)]
     if not new:
         return model
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
@@ -99,6 +99,15 @@ def _with_bodies(model: ModelProto, opset: int, target: int) -> ModelProto:
 
 def _known(op_type: str, opset: int) -> bool:
     return bool(onnx.defs.has(op_type, max_inclusive_version=opset, domain=""))
+
+
+def _as_before(node: NodeProto, target: int) -> bool:
+    """Whether `target` has the operator with all attributes that the node gives, or it has no body."""
+    if not _known(node.op_type, target):
+        return False
+    known: Any = onnx.defs.get_schema(node.op_type, target, "").attributes
+    newer = {attribute.name for attribute in node.attribute} - set(known)
+    return not newer or not _has_body(node.op_type, onnx.defs.onnx_opset_version())
 
 
 def _has_body(op_type: str, opset: int) -> bool:

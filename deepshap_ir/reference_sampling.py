@@ -1,7 +1,8 @@
-"""Resize and GridSample for the reference evaluator, in double.
+"""Resize, GridSample and QuantizeLinear for the reference evaluator, in double.
 
 onnx 1.23: Resize computes cubic weights in float32, and with `align_corners` divides by a length that is no whole
-number, as onnxruntime does not; GridSample rounds places to float32 and takes them one by one.
+number, as onnxruntime does not; GridSample rounds places to float32 and takes them one by one;
+QuantizeLinear is missing for opsets before 19.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import helper, numpy_helper
 from onnx.reference.op_run import OpRun
 
 from deepshap_ir.graph import Array
@@ -120,4 +122,40 @@ def _inside(at: Array, n: int, low: float, high: float, padding: str) -> Array:
     return at
 
 
-SAMPLING: list[type[OpRun]] = [GridSample, Resize]
+class QuantizeLinear(OpRun):
+    """``round(x / scale) + zero``, clipped to the type of the zero point."""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        zero: Array | None = None,
+        axis: int | None = None,
+        block_size: int | None = None,
+        output_dtype: int | None = None,
+        precision: int | None = None,
+        saturate: int | None = None,
+    ) -> tuple[Array]:
+        axis = (1 if axis is None else axis) % max(x.ndim, 1)
+        dtype = np.dtype(np.uint8) if zero is None else zero.dtype
+        if zero is None and output_dtype:
+            dtype = helper.tensor_dtype_to_np_dtype(output_dtype)
+
+        def laid(parameter: Array) -> Array:
+            if parameter.size == 1:
+                return parameter.reshape(())
+            if block_size:
+                return np.repeat(parameter, block_size, axis).take(range(x.shape[axis]), axis)
+            return (
+                parameter.reshape([-1 if a == axis else 1 for a in range(x.ndim)]) if parameter.ndim == 1 else parameter
+            )
+
+        y = x / laid(np.asarray(scale))
+        shift = 0.0 if zero is None else laid(np.asarray(zero)).astype(y.dtype)
+        if dtype.kind not in "iu":
+            return (numpy_helper.saturate_cast(y + shift, dtype),)
+        y = np.rint(y) + shift
+        return (np.clip(y, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype),)
+
+
+SAMPLING: list[type[OpRun]] = [GridSample, QuantizeLinear, Resize]

@@ -9,6 +9,7 @@ import numpy as np
 
 from deepshap_ir.extend import Array, Context, RuleError, Value, rule
 from deepshap_ir.rules.reads import given_back, taken
+from deepshap_ir.rules.scattering import combined
 from deepshap_ir.rules.shapley import quotient
 
 Multipliers = list[Value | None]
@@ -116,6 +117,8 @@ def scatter_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
 def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
     """Updates at fixed `places` of the `depth` leading axes, taken as one; of several at one place the last stays."""
     op, shape = ctx.op, ctx.shape()
+    if ctx.attribute("reduction", "none") in ("mul", "max", "min"):
+        return combined(ctx, m, places, depth)
     flat = places.reshape(-1)
     updates = op.Reshape(taken(m, range(depth), flat), np.array(ctx.shape(2), np.int64))
     if _adds(ctx):
@@ -140,7 +143,7 @@ def _written_at_random(ctx: Context, m: Value, overwritten: Value, updates: Valu
 def _adds(ctx: Context) -> bool:
     reduction = ctx.attribute("reduction", "none")
     if reduction not in ("none", "add"):
-        raise RuleError(f"reduction={reduction!r} has no rule; 'none' and 'add' have")
+        raise RuleError(f"reduction={reduction!r} has a rule only where the indices are fixed")
     return bool(reduction == "add")
 
 

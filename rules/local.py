@@ -67,12 +67,12 @@ def reduce_product(ctx: Context, m: Sequence[Value]) -> Value:
         result: Value = op.Reshape(op.Transpose(ctx.as_float(x), perm=order), [*kept, count])
         return result
 
-    share = _all_but_one(flat(ctx.x()), flat(ctx.x0()))
+    share = all_but_one(flat(ctx.x()), flat(ctx.x0()))
     back = op.Transpose(op.Reshape(share, [shape[a] for a in order]), perm=np.argsort(order).tolist())
     return back * spread(ctx, m[0], axes)
 
 
-def _all_but_one(x: Value, x0: Value) -> Value:
+def all_but_one(x: Value, x0: Value) -> Value:
     """Along the last axis, the mean over the straight line from `x0` to `x` of the product of all other elements."""
     total: Value | None = None
     for t, weight in gauss_legendre((x.shape[-1] + 1) // 2):

@@ -198,3 +198,40 @@ def _over_places(read: Value, shape: Sequence[int]) -> Value:
 
 def _mean(values: Sequence[Value]) -> Value:
     return values[0] if len(values) == 1 else (values[0] + values[1]) * 0.5
+
+
+@expand("DeformConv")
+def deformable_convolution(ctx: Expansion) -> Value:
+    """``y = W (mask * sampled) + bias``: each element of each window is sampled between the elements of x."""
+    op, shape, kernel = ctx.op, ctx.shape(), ctx.shape(1)[2:]
+    result = ctx.graph.shapes[ctx.node.outputs[0]]
+    if len(kernel) != 2 or min(shape[2:]) < 2:
+        raise RuleError("only pictures of at least 2 by 2 elements have an expansion")
+    groups, offset_groups = ctx.attribute("group", 1), ctx.attribute("offset_group", 1)
+    strides, dilations = ctx.attribute("strides") or [1, 1], ctx.attribute("dilations") or [1, 1]
+    pads, (rows, columns) = ctx.attribute("pads") or [0] * 4, result[2:]
+    batch, elements = shape[0] * offset_groups, math.prod(kernel)
+
+    starts = [np.arange(n) * s - pad for n, s, pad in zip((rows, columns), strides, pads, strict=False)]
+    steps = [np.arange(k) * d for k, d in zip(kernel, dilations, strict=True)]
+    y = steps[0][:, None, None, None] + starts[0][:, None] + np.zeros((1, kernel[1], 1, columns))
+    x = steps[1][:, None, None] + starts[1] + np.zeros((kernel[0], 1, rows, 1))
+    places = np.stack([y, x], 2).reshape(elements, 2, rows, columns)
+    moved = op.Reshape(ctx.x(2), [batch, elements, 2, rows, columns]) + places.astype(ctx.x(2).dtype)
+    scale = np.array([2 / (n - 1) for n in shape[2:]]).reshape(2, 1, 1)
+    grid = op.Gather(op.Transpose(moved * scale - 1.0, perm=[0, 1, 3, 4, 2]), [1, 0], axis=4)
+    linear = "linear" if ctx.op.opsets[""] >= 20 else "bilinear"
+    sampled: Value = op.GridSample(
+        op.Reshape(ctx.x(), [batch, -1, *shape[2:]]),
+        op.Reshape(grid, [batch, elements * rows, columns, 2]),
+        mode=linear,
+        padding_mode="zeros",
+        align_corners=1,
+    )
+    sampled = op.Reshape(sampled, [shape[0], offset_groups, -1, elements, rows * columns])
+    if ctx.has(4):
+        sampled = sampled * op.Reshape(ctx.x(4), [shape[0], offset_groups, 1, elements, rows * columns])
+    sampled = op.Reshape(sampled, [shape[0], groups, -1, rows * columns])
+    weights = op.Reshape(ctx.x(1), [groups, result[1] // groups, -1])
+    value: Value = op.Reshape(op.MatMul(weights, sampled), list(result))
+    return value + op.Reshape(ctx.x(3), [1, -1, 1, 1]) if ctx.has(3) else value
