@@ -39,7 +39,7 @@ class Layout:
     @property
     def seed_dtype(self) -> np.dtype[Any]:
         """The floating-point dtype of the program."""
-        return np.dtype(np.float64 if self.graph.dtypes[self.output] == np.float64 else np.float32)
+        return self.graph.float_dtype
 
     def rows(self, name: str, array: Array) -> Array:
         """``[N, *shape]`` in the graph's dtype; the array itself where the input has no batch axis."""

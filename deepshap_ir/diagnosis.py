@@ -74,37 +74,43 @@ def first_non_finite(
             if not np.isfinite(array).all():
                 bad = np.asarray(array)[~np.isfinite(array)][0]
                 return f"{producer[name]} gives {bad} at {what} (value {name!r}), so there is nothing to attribute."
+    exact = _infinite_multiplier(graph.astype(np.float64), arguments, sample, references)
+    if exact is not None:
+        return (
+            f"the multiplier of {exact[0]}, is not finite for sample {row} and reference {exact[1]}, though all values "
+            "of the model are. A function with an infinite slope between them has no finite multiplier."
+        )
+    rounded = _infinite_multiplier(graph, arguments, sample, references)
+    where = f"the multiplier of {rounded[0]}, overflows" if rounded is not None else "numbers overflow"
+    return f"the attributions of sample {row} are not finite: {where} in single precision. Use precision='float64'."
+
+
+def _infinite_multiplier(
+    graph: Graph, arguments: Mapping[str, Any], sample: Mapping[str, Array], references: Mapping[str, Array]
+) -> tuple[str, int] | None:
+    """The first value, from the output backward, with a multiplier that is not finite, and for which reference."""
     plan = build_plan(graph, **arguments, everywhere=True)
-    backend = Reference()
-    for j in range(len(passes) - 1):
+    for j in range(len(next(iter(references.values())))):
         rows = {name: a[j : j + 1] for name, a in references.items()}
-        for (_, name), m in _multipliers(plan, backend, sample, rows, graph).items():
+        for (_, name), m in _multipliers(plan, Reference(), sample, rows, graph).items():
             if not np.isfinite(m).all():
-                where = producer.get(name)
                 consumers = [node for node in graph.nodes if name in node.reads]
-                rule_at = consumers[0] if consumers else where
-                return (
-                    f"the multiplier of value {name!r}, from the rule at {rule_at}, is not finite for sample {row} and "
-                    f"reference {j}, though all values of the model are. {INFINITE}"
-                )
-    return (
-        f"the attributions of sample {row} are not finite in {graph.dtypes[graph.outputs[0]]}, though every value and "
-        "multiplier is in float64: numbers overflow. Use precision='float64'."
-    )
-
-
-INFINITE = "A function with an infinite slope between them has no finite multiplier."
+                return f"value {name!r}, from the rule at {consumers[0]}" if consumers else f"the output {name!r}", j
+    return None
 
 
 def _multipliers(
     plan: Any, backend: Reference, sample: Mapping[str, Array], rows: Mapping[str, Array], graph: Graph
 ) -> dict[tuple[str, ...], Array]:
     """Multiplier of every value for one pair, from the output backward."""
-    feeds: dict[str, Array] = {f"sample_{name}": a for name, a in sample.items()}
-    feeds |= {f"background_{name}": a for name, a in rows.items()}
+
+    def typed(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {f"{prefix}_{name}": a.astype(graph.dtypes[name]) for name, a in arrays.items()}
+
+    feeds = typed("sample", sample) | typed("background", rows)
     shape = graph.shapes[graph.outputs[0]]
     k = int(np.prod(shape))
-    feeds["seed"] = np.eye(k, dtype=graph.dtypes[graph.outputs[0]]).reshape(k, *shape)
+    feeds["seed"] = np.eye(k, dtype=graph.float_dtype).reshape(k, *shape)
     lengths = dict(zip(AXES, (k, 1, 1), strict=True))
     for stage, program in plan.programs().items():
         if not program.outputs:

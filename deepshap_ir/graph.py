@@ -79,6 +79,13 @@ class Graph:
     batch_axes: dict[str, int | None]
     opsets: dict[str, int]
 
+    @property
+    def float_dtype(self) -> np.dtype[Any]:
+        """The dtype of multipliers at the output: its own, or for a whole number or truth value the widest there is."""
+        output = self.dtypes[self.outputs[0]]
+        widest = np.float64 if np.dtype(np.float64) in self.dtypes.values() else np.float32
+        return output if output.kind == "f" else np.dtype(widest)
+
     def producer(self) -> dict[str, Node]:
         """Value name -> the node that makes it."""
         return {name: node for node in self.nodes for name in node.outputs if name}

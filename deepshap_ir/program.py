@@ -148,9 +148,10 @@ def build_plan(
     details : also sum squares and magnitudes of the contributions.
     ledger : also give the residual of every node.
     multipliers : also give the sums of the multipliers themselves.
-    everywhere : give the multipliers of all values instead of attributions, ``("multiplier", name)``.
+    everywhere : give the multipliers of all values, from the output backward, instead of attributions:
+        ``("multiplier", name)``.
     """
-    op = Emitter(graph.opsets, _float_dtype(graph))
+    op = Emitter(graph.opsets, graph.float_dtype)
     walker = Walker(op, resolver, [] if ledger else None)
     xs, x0s = [], []
     for name in graph.inputs:
@@ -185,7 +186,7 @@ def build_plan(
         result["base",] = op.sum_over(y0 if y0.is_float else op.cast(y0, op.dtype), BACKGROUND)
     bypassing = [name for name in explained if name not in places and name in found]
     if everywhere:
-        wanted: dict[tuple[str, ...], Value] = {("multiplier", name): m for name, m in reversed(found.items())}
+        wanted: dict[tuple[str, ...], Value] = {("multiplier", name): m for name, m in found.items()}
         return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base)
     for name in (*places, *bypassing):
         x, x0 = known[name]
@@ -211,11 +212,6 @@ def build_plan(
         nodes[node.name] = node
         result["residual", node.name] = op.sum_over(per_output(residual), BACKGROUND)
     return Plan(*split(op, list(dict.fromkeys(result.values()))), result, places, output, per_pair_base, nodes)
-
-
-def _float_dtype(graph: Graph) -> np.dtype[np.float64] | np.dtype[np.float32]:
-    output = graph.dtypes[graph.outputs[0]]
-    return np.dtype(np.float64) if output == np.float64 else np.dtype(np.float32)
 
 
 def split(op: Emitter, wanted: Sequence[Value]) -> tuple[Program, Program, Program]:
