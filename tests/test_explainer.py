@@ -311,10 +311,11 @@ def test_integers_and_truth_values_are_numbers() -> None:
     e = explainer("{ f = Cast <to=1> (x) y = Exp(f) }", to_int, np.arange(20).reshape(5, 4) % 3)
     assert e.shap_values(np.arange(12).reshape(3, 4) % 2).shape == (3, 4, 4)
     body = "{ zero = Constant <value_float=0.0> () y = Greater(x, zero) }"
-    for references in (BACKGROUND, lambda sample: BACKGROUND):
-        e = explainer(body, "(float[N,4] x) => (bool[N,4] y)", references, output="y")
-        values = e.shap_values(SAMPLES)
-        np.testing.assert_allclose(total(values), (SAMPLES > 0) - (BACKGROUND > 0).mean(0), atol=1e-6)
+    delta = (SAMPLES > 0) - (BACKGROUND > 0).mean(0)
+    to_bool = "(float[N,4] x) => (bool[N,4] y)"
+    for background, precision in ((BACKGROUND, None), (lambda sample: BACKGROUND, None), (BACKGROUND, "float64")):
+        e = explainer(body, to_bool, background, output="y", precision=precision)
+        np.testing.assert_allclose(total(e.shap_values(SAMPLES)), delta, atol=1e-6)
 
 
 # --- batch axes
