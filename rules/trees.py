@@ -11,7 +11,7 @@ violations of each row, bits of an integer, say by one bitwise And whether a lea
 number of the sample and one of the reference; and two products with the rows' own matrices of violations sum them over
 the leaves.
 
-Lundberg et al. 2020 (Nature Machine Intelligence 2), "Interventional feature perturbation".
+Lundberg et al. 2020 (Nature Machine Intelligence 2).
 """
 
 from __future__ import annotations
