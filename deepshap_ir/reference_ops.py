@@ -19,6 +19,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from deepshap_ir.graph import Array
+from deepshap_ir.reference_recurrent import RECURRENT
 from deepshap_ir.reference_sampling import SAMPLING
 
 Sizes = Sequence[int]
@@ -394,6 +395,7 @@ REPAIRED: list[type[OpRun]] = [
     Pad,
     Scan,
     ScatterElements,
+    *RECURRENT,
     *SAMPLING,
 ]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""

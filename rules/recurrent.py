@@ -207,12 +207,13 @@ def _activations(ctx: Expansion, defaults: Sequence[str]) -> list[Activation]:
     rest = {key: iter(ctx.attribute(f"activation_{key}") or ()) for key in ("alpha", "beta")}
     clip = ctx.attribute("clip")
     found = []
-    for name in names:
+    for position, name in enumerate(names):
         if name.lower() not in ACTIVATIONS:
             raise RuleError(f"no activation {name!r}; known are {', '.join(ACTIVATIONS)}")
         function, parameters = ACTIVATIONS[name.lower()]
         given = {key: next(rest[key], default) for key, default in parameters.items()}
-        found.append(_clipped(function, given, clip))
+        of_cell = len(defaults) % 3 == 0 and position % 3 == 2  # onnxruntime does not clip what h gets
+        found.append(_clipped(function, given, None if of_cell else clip))
     return found
 
 
@@ -231,7 +232,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Value], dict[str, float]]] = {
     "sigmoid": (lambda x: x.op.Sigmoid(x), {}),
     "affine": (lambda x, alpha, beta: x * alpha + beta, {"alpha": 1.0, "beta": 0.0}),
     "leakyrelu": (lambda x, alpha: x.op.LeakyRelu(x, alpha=alpha), {"alpha": 0.01}),
-    "thresholdedrelu": (lambda x, alpha: x.op.ThresholdedRelu(x, alpha=alpha), {"alpha": 1.0}),
+    "thresholdedrelu": (lambda x, alpha: x.op.ThresholdedRelu(x, alpha=alpha), {"alpha": 0.0}),
     "scaledtanh": (lambda x, alpha, beta: x.op.Tanh(x * beta) * alpha, {"alpha": 1.0, "beta": 1.0}),
     "hardsigmoid": (
         lambda x, alpha, beta: x.op.HardSigmoid(x, alpha=alpha, beta=beta),
@@ -241,4 +242,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Value], dict[str, float]]] = {
     "softsign": (lambda x: x.op.Softsign(x), {}),
     "softplus": (lambda x: x.op.Softplus(x), {}),
 }
-"""Name -> function, and the defaults of the parameters that it takes."""
+"""Name -> function, and the defaults of the parameters that it takes, as onnxruntime has them.
+
+The standard's default for ThresholdedRelu is 1.
+"""
