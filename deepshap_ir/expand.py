@@ -96,7 +96,8 @@ def _check(node: Node, graph: Graph, results: list[Value | None]) -> None:
             raise RuleError(f"the expansion of {node} gives no output {j}, which the model uses")
         given, expected = (value.shape, value.dtype), (graph.shapes[name], graph.dtypes[name])
         if given != expected:
-            raise RuleError(f"the expansion of {node} gives {given} for output {j}, expected {expected}")
+            named = [f"{dtype} {list(shape)}" for shape, dtype in (given, expected)]
+            raise RuleError(f"the expansion of {node} gives {named[0]} for output {j}, expected {named[1]}")
 
 
 def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], results: list[Value | None]) -> list[Node]:
