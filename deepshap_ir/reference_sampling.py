@@ -1,7 +1,8 @@
 """Resize, GridSample and QuantizeLinear for the reference evaluator, in double.
 
 onnx 1.23: Resize computes cubic weights in float32, and with `align_corners` divides by a length that is no whole
-number, as onnxruntime does not; GridSample rounds places to float32 and takes them one by one;
+number, as onnxruntime does not; GridSample rounds places to float32, takes them one by one,
+and with `border` clips them before it takes cubic weights, as onnxruntime and PyTorch do not;
 QuantizeLinear is missing for opsets before 19.
 """
 
@@ -93,7 +94,8 @@ def _samples(grid: Array, n: int, mode: str, padding: str, align: bool) -> list[
     low, high = (0.0, n - 1.0) if align else (-0.5, n - 0.5)
     at = (grid.astype(np.float64) + 1) / 2 * (n - 1) if align else ((grid.astype(np.float64) + 1) * n - 1) / 2
     at = np.rint(at) if mode == "nearest" else at
-    at = _inside(at, n, low, high, padding)
+    if mode != "cubic":  # which has the elements beyond the border padded, not the place
+        at = _inside(at, n, low, high, padding)
     first = np.floor(at)
     f = at - first
     offsets: list[tuple[int, Array]]

@@ -81,10 +81,12 @@ def _samples(ctx: Context, grid: Value, n: int) -> list[tuple[Value, Value]]:
     mode = ctx.attribute("mode", "linear").removeprefix("bi")
     low, high = (0.0, n - 1.0) if align else (-0.5, n - 0.5)
     at = (grid + 1.0) * ((n - 1) / 2) if align else (grid + 1.0) * (n / 2) - 0.5
-    at = _inside(op.Round(at) if mode == "nearest" else at, n, low, high, padding)
+    at = op.Round(at) if mode == "nearest" else at
+    if mode != "cubic":  # which has the elements beyond the border padded, not the place
+        at = _inside(at, n, low, high, padding)
     first: Value = op.Floor(at)
     f = at - first
-    one = op.constant(1.0, f.dtype)
+    one = op.constant(np.ones(f.shape), f.dtype)
     weights = {
         "nearest": lambda: [(0.0, one)],
         "linear": lambda: [(0.0, one - f), (1.0, f)],

@@ -1,0 +1,90 @@
+"""Resize, GridSample, RoiAlign, AffineGrid and DeformConv."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deepshap_ir.errors import RuleError
+from deepshap_ir.resizing import resized_axes
+from deepshap_ir.testing import check_rule
+
+RNG = np.random.default_rng(0)
+MODES = ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"]
+
+
+@pytest.mark.parametrize(("mode", "place"), list(product(["nearest", "linear", "cubic"], MODES)))
+def test_resize(mode: str, place: str) -> None:
+    attributes = {"mode": mode, "coordinate_transformation_mode": place}
+    for sizes in ([1, 2, 7, 5], [1, 2, 2, 3], [1, 2, 8, 8]):
+        check_rule("Resize", [(1, 2, 4, 4), None, None, np.array(sizes)], attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"mode": "linear", "antialias": 1},
+        {"mode": "cubic", "antialias": 1, "cubic_coeff_a": -0.5},
+        {"mode": "cubic", "exclude_outside": 1},
+        {"mode": "nearest", "nearest_mode": "ceil"},
+        {"mode": "nearest", "nearest_mode": "floor"},
+        {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+        {"mode": "nearest", "keep_aspect_ratio_policy": "not_larger"},
+        {"mode": "nearest", "keep_aspect_ratio_policy": "not_smaller"},
+    ],
+    ids=str,
+)
+def test_resize_of_named_axes(attributes: dict[str, Any]) -> None:
+    inputs = [(1, 2, 4, 5), None, None, np.array([3, 9])]
+    check_rule("Resize", inputs, attributes={**attributes, "axes": [3, 2]})
+
+
+def test_resize_crops() -> None:
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 10.0}
+    region = np.array([0.41, -0.3, 1.2, 0.83])
+    inputs = [(1, 1, 4, 4), region, None, np.array([5, 5])]
+    check_rule("Resize", inputs, attributes={**attributes, "axes": [2, 3]})
+
+
+def test_matrices_are_those_of_torch() -> None:
+    x = torch.from_numpy(RNG.normal(size=(1, 1, 5, 1)))
+    for mode, size in [("bilinear", 9), ("bicubic", 12), ("bilinear", 2)]:
+        expected = torch.nn.functional.interpolate(x, (size, 1), mode=mode)
+        attributes = {"mode": mode.removeprefix("bi"), "axes": [0]}
+        (axis,) = resized_axes((5,), attributes, None, np.array([size]), None)
+        np.testing.assert_allclose(axis.matrix(attributes) @ x.numpy()[0, 0, :, 0], expected[0, 0, :, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align", [0, 1])
+def test_grid_sample(mode: str, padding: str, align: int) -> None:
+    attributes = {"mode": mode, "padding_mode": padding, "align_corners": align}
+    grid = RNG.uniform(-1.3, 1.3, (1, 3, 2, 2))
+    check_rule("GridSample", [(1, 2, 4, 5), grid], attributes=attributes, opset=20)
+    if mode != "nearest":  # its places are steps
+        inputs = [(1, 2, 4, 5), grid.shape]
+        for varying in ([1], [0, 1]):
+            given = [RNG.normal(size=inputs[0]) if varying == [1] else inputs[0], inputs[1]]
+            domain = {1: (-1.3, 1.3)}
+            check_rule(
+                "GridSample", given, varying=varying, attributes=attributes, opset=20, domain=domain, derivative=False
+            )
+
+
+def test_grid_sample_of_volumes() -> None:
+    grid = RNG.uniform(-1.3, 1.3, (1, 2, 3, 2, 3))
+    check_rule("GridSample", [(1, 2, 3, 4, 5), grid], attributes={"mode": "linear"}, opset=20)
+
+
+def test_roi_align() -> None:
+    regions = np.array([[0.2, 0.3, 3.1, 2.7], [1.0, 0.0, 4.0, 4.0]])
+    indices = np.array([1, 0])
+    attributes = {"output_height": 2, "output_width": 3, "sampling_ratio": 2, "spatial_scale": 0.9}
+    check_rule("RoiAlign", [(2, 3, 5, 5), regions, indices], attributes=attributes)
+    both = [(2, 3, 5, 5), regions.shape, indices]
+    check_rule("RoiAlign", both, varying=[0, 1], attributes=attributes, domain={1: (0.0, 4.0)}, derivative=False)
+    with pytest.raises(RuleError, match="mode='max' has no rule"):
+        check_rule("RoiAlign", [(2, 3, 5, 5), regions, indices], attributes={**attributes, "mode": "max"})
