@@ -255,6 +255,13 @@ def _is_float(declared: TypeProto) -> bool:
 
 
 def _choose_output(model: ModelProto, output: str | int | None, made: Sequence[str]) -> str:
+    """The value to explain; in place of a map from labels to scores, the scores that ZipMap makes it of."""
+    chosen = _named_output(model, output, made)
+    maps = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "ZipMap"}
+    return str(maps.get(chosen, chosen))
+
+
+def _named_output(model: ModelProto, output: str | int | None, made: Sequence[str]) -> str:
     outputs: list[str] = [value.name for value in model.graph.output]
     if isinstance(output, (int, np.integer)) and not isinstance(output, bool):
         if not -len(outputs) <= output < len(outputs):
@@ -264,8 +271,11 @@ def _choose_output(model: ModelProto, output: str | int | None, made: Sequence[s
         if output not in made and output not in outputs:
             raise InputError(f"output: the model has no value {output!r}.{suggest(str(output), [*outputs, *made])}")
         return str(output)
+    maps = {node.output[0] for node in model.graph.node if node.op_type == "ZipMap"}
     floats: list[str] = [
-        value.name for value in model.graph.output if _is_float(value.type) or not value.HasField("type")
+        value.name
+        for value in model.graph.output
+        if _is_float(value.type) or not value.HasField("type") or value.name in maps
     ]
     if len(floats) == 1:
         return floats[0]

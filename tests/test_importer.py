@@ -275,3 +275,20 @@ def test_text_can_be_fed() -> None:
     imported = import_model(model, {"x": data(3, 1), "colour": colours}, inputs=["x"])
     assert imported.held == ("colour",)
     assert imported.graph.dtypes["colour"] == np.dtype(object)
+
+
+def test_the_scores_that_a_zipmap_names_are_explained() -> None:
+    ml = helper.make_opsetid("ai.onnx.ml", 1)
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+        helper.make_node("ZipMap", ["scores"], ["named"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])
+    scores = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    named = helper.make_value_info("named", helper.make_sequence_type_proto(scores))
+    graph = helper.make_graph(nodes, "classifier", [x], [label, named])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), ml], ir_version=10)
+    for output in (None, "named", 1):
+        assert import_model(model, data(4, 3), output=output).output == "scores"
