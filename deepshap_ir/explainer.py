@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deepshap_ir.attribution import Attributions, Layout, gather
+from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.converters.registry import Conversion, Settings, convert, find
 from deepshap_ir.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
-from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.evaluator import Evaluator, Rows
 from deepshap_ir.expand import expand_graph
 from deepshap_ir.explanation import make_explanation
@@ -24,7 +24,7 @@ from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importer import Imported, import_model
 from deepshap_ir.memory import available_memory
 from deepshap_ir.program import Plan, build_plan
-from deepshap_ir.recurrence import in_bodies
+from deepshap_ir.recurrence import affected, in_bodies, is_loop
 from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
 
 TOLERANCE = 1e-4
@@ -227,15 +227,24 @@ class DeepExplainer:
         )
 
     def rules(self) -> list[RuleRow]:
-        """The rule of every node between the explained inputs and the output, in the order of the graph."""
-        graph, imported = self.graph, self._require()
-        varying = graph.downstream(imported.explained) & graph.upstream(graph.outputs)
-        rows = []
+        """The rule of every node between the explained inputs and the output, in the order of the graph.
+
+        Those in the body of a loop follow the loop.
+        """
+        return list(self._rows(self.graph, self._require().explained))
+
+    def _rows(self, graph: Graph, varying: Iterable[str]) -> Iterator[RuleRow]:
+        """The rules of a graph and of the bodies of its loops."""
+        reached = graph.downstream(varying)
+        needed = reached & graph.upstream(graph.outputs)
         for node in graph.nodes:
             rule = self._resolver.rule(node)
-            if rule is not None and varying.intersection(node.outputs):
-                rows.append(RuleRow(node.name, node.operator, rule.name, rule.exact))
-        return rows
+            if rule is not None and needed.intersection(node.outputs):
+                yield RuleRow(node.name, node.operator, rule.name, rule.exact)
+                if is_loop(node):
+                    body: Graph = node.attributes["body"]
+                    positions = [i for i, name in enumerate(node.inputs) if name in reached]
+                    yield from self._rows(body, [body.inputs[i] for i in affected(node, positions)])
 
     def ledger(self, X: Any) -> dict[str, Array]:  # noqa: N803
         """The residual of every node's rule, ``[N, *output shape]``, mean over the background.
