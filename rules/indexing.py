@@ -149,7 +149,7 @@ def _adds(ctx: Context) -> bool:
 
 def element_places(indices: Array, shape: Sequence[int], axis: int) -> Array:
     """Where GatherElements reads and ScatterElements writes in the flattened data, ``[*indices]``."""
-    grid = list(np.indices(indices.shape))
+    grid: list[Array] = list(np.indices(indices.shape))
     grid[axis] = indices % shape[axis]
     return np.asarray(np.ravel_multi_index(grid, tuple(shape)))
 
