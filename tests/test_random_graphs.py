@@ -1,0 +1,315 @@
+"""Random graphs of many operators: attributions are finite, sum to delta, leak nowhere; the backends agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from deepshap_ir import DeepExplainer
+from tests.onnx_text import Array
+
+Shape = tuple[int, ...]
+"""Of one example, without the batch axis."""
+N, B = 3, 4
+OUTPUTS = 2
+
+
+class Draft:
+    """A model that grows node by node. Numbers stay moderate: what can grow is squashed first."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], inputs: dict[str, Shape]) -> None:
+        self.draw = draw
+        self.inputs = inputs
+        self.shapes: dict[str, Shape] = dict(inputs)
+        self.unread = list(inputs)
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def pick(self, fits: Callable[[Shape], bool] = lambda shape: True) -> str | None:
+        """A value; one that nothing reads yet as often as not."""
+        names = [name for name, shape in self.shapes.items() if fits(shape)]
+        fresh = [name for name in names if name in self.unread]
+        if not names:
+            return None
+        if fresh and self.draw(st.booleans()):
+            names = fresh
+        return str(self.draw(st.sampled_from(names)))
+
+    def constant(self, array: Any) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        rng = np.random.default_rng(self.draw(st.integers(0, 99)))
+        return self.constant((rng.normal(size=shape) / np.sqrt(max(shape[0], 1))).astype(np.float32))
+
+    def add(self, op_type: str, operands: list[str], shape: Shape | None, **attributes: Any) -> str:
+        """A node with one output; not to be chosen as an operand where `shape` is None."""
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, operands, [name], name=f"{op_type}_{name}", **attributes))
+        self.unread = [n for n in self.unread if n not in operands]
+        if shape is not None:
+            self.shapes[name] = shape
+            self.unread.append(name)
+        return name
+
+    def model(self) -> ModelProto:
+        """All that nothing reads, squashed, flattened and mixed into the outputs."""
+        parts = []
+        for name in self.unread:
+            size = int(np.prod(self.shapes[name]))
+            tamed = self.add("Tanh", [name], None)
+            parts.append((self.add("Reshape", [tamed, self.constant(np.array([0, size]))], None), size))
+        joined = self.add("Concat", [name for name, _ in parts], None, axis=1)
+        mix = self.weight(sum(size for _, size in parts), OUTPUTS)
+        self.nodes.append(helper.make_node("MatMul", [joined, mix], ["y"], name="mix"))
+        fed = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", *s]) for n, s in self.inputs.items()]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", OUTPUTS])
+        graph = helper.make_graph(self.nodes, "random", fed, [output], self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def unary(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    kinds = [
+        "Relu",
+        "Sigmoid",
+        "Tanh",
+        "LeakyRelu",
+        "Elu",
+        "Softplus",
+        "Abs",
+        "Neg",
+        "Erf",
+        "Sin",
+        "Selu",
+        "HardSigmoid",
+    ]
+    draft.add(draft.draw(st.sampled_from(kinds)), [name], draft.shapes[name])
+
+
+def binary(draft: Draft) -> None:
+    a = draft.pick()
+    assert a is not None
+    shape = draft.shapes[a]
+    b = draft.pick(lambda s: len(s) == len(shape) and all(n in (1, m) for n, m in zip(s, shape, strict=True)))
+    assert b is not None
+    kind = draft.draw(st.sampled_from(["Add", "Sub", "Mul", "Max", "Min", "Div"]))
+    if kind in ("Mul", "Div"):
+        a = draft.add("Tanh", [a], None)
+    if kind == "Div":
+        b = draft.add("Add", [draft.add("Sigmoid", [b], None), draft.constant(np.float32(0.5))], None)
+    draft.add(kind, [a, b], shape)
+
+
+def power(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    base = draft.add("Add", [draft.add("Sigmoid", [name], None), draft.constant(np.float32(0.2))], None)
+    kind = draft.draw(st.sampled_from(["Sqrt", "Log", "Reciprocal", "Exp"]))
+    draft.add(kind, [base], draft.shapes[name])
+
+
+def where(draft: Draft) -> None:
+    a = draft.pick()
+    assert a is not None
+    b, c = draft.pick(lambda s: s == draft.shapes[a]), draft.pick(lambda s: s == draft.shapes[a])
+    assert b is not None
+    assert c is not None
+    kind = draft.draw(st.sampled_from(["Greater", "Less"]))
+    draft.add("Where", [draft.add(kind, [a, b], None), b, c], draft.shapes[a])
+
+
+def dense(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) <= 2)
+    if name is not None:
+        *lead, last = draft.shapes[name]
+        width = draft.draw(st.integers(1, 4))
+        product = draft.add("MatMul", [name, draft.weight(last, width)], None)
+        draft.add("Add", [product, draft.weight(width)], (*lead, width))
+
+
+def attention(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) == 2)
+    if name is not None:
+        rows, _ = draft.shapes[name]
+        tamed = draft.add("Tanh", [name], None)
+        turned = draft.add("Transpose", [tamed], None, perm=[0, 2, 1])
+        scores = draft.add("MatMul", [tamed, turned], None)
+        draft.add("MatMul", [draft.add("Softmax", [scores], None, axis=-1), tamed], draft.shapes[name])
+        assert rows
+
+
+def concat(draft: Draft) -> None:
+    a = draft.pick(lambda s: s[-1] <= 6)
+    if a is not None:
+        shape = draft.shapes[a]
+        b = draft.pick(lambda s: s[:-1] == shape[:-1] and s[-1] <= 6)
+        assert b is not None
+        draft.add("Concat", [a, b], (*shape[:-1], shape[-1] + draft.shapes[b][-1]), axis=-1)
+
+
+def split(draft: Draft) -> None:
+    name = draft.pick(lambda s: s[-1] >= 2)
+    if name is not None:
+        *lead, last = draft.shapes[name]
+        cut = draft.draw(st.integers(1, last - 1))
+        sizes = draft.constant(np.array([cut, last - cut]))
+        first, second = f"s{len(draft.nodes)}a", f"s{len(draft.nodes)}b"
+        draft.nodes.append(helper.make_node("Split", [name, sizes], [first, second], axis=len(lead) + 1))
+        draft.unread = [n for n in draft.unread if n != name] + [first, second]
+        draft.shapes |= {first: (*lead, cut), second: (*lead, last - cut)}
+
+
+def cut(draft: Draft) -> None:
+    name = draft.pick(lambda s: s[-1] >= 2)
+    if name is not None:
+        *lead, last = draft.shapes[name]
+        start, stop, step = draft.draw(st.sampled_from([(1, last, 1), (0, last, 2), (-1, -last - 1, -1)]))
+        ends = [draft.constant(np.array([n])) for n in (start, stop, len(lead) + 1, step)]
+        draft.add("Slice", [name, *ends], (*lead, len(range(*slice(start, stop, step).indices(last)))))
+
+
+def gather(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    *lead, last = draft.shapes[name]
+    indices = draft.draw(st.lists(st.integers(-last, last - 1), min_size=1, max_size=4))
+    draft.add("Gather", [name, draft.constant(np.array(indices))], (*lead, len(indices)), axis=-1)
+
+
+def pad(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    *lead, last = draft.shapes[name]
+    mode = draft.draw(st.sampled_from(["constant", "edge"]))
+    pads = draft.constant(np.array([0] * (len(lead) + 1) + [1] + [0] * (len(lead) + 1) + [1]))
+    draft.add("Pad", [name, pads], (*lead, last + 2), mode=mode)
+
+
+def transpose(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) > 1)
+    if name is not None:
+        shape = draft.shapes[name]
+        order = draft.draw(st.permutations(range(1, len(shape) + 1)))
+        draft.add("Transpose", [name], tuple(shape[k - 1] for k in order), perm=[0, *order])
+
+
+def reshape(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    size = int(np.prod(draft.shapes[name]))
+    targets = [(size,), *((k, size // k) for k in (2, 3) if size % k == 0)]
+    target = draft.draw(st.sampled_from(targets))
+    draft.add("Reshape", [name, draft.constant(np.array([0, *target]))], target)
+
+
+def reduce(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) > 1)
+    if name is not None:
+        shape = draft.shapes[name]
+        axis = draft.draw(st.integers(1, len(shape)))
+        kinds = ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceLogSumExp", "ReduceSumSquare"]
+        kind, keep = draft.draw(st.sampled_from(kinds)), draft.draw(st.booleans())
+        left = (
+            tuple(n for k, n in enumerate(shape, 1) if k != axis)
+            if not keep
+            else (*shape[: axis - 1], 1, *shape[axis:])
+        )
+        draft.add(kind, [name, draft.constant(np.array([axis]))], left, keepdims=int(keep))
+
+
+def softmax(draft: Draft) -> None:
+    name = draft.pick()
+    assert name is not None
+    draft.add(draft.draw(st.sampled_from(["Softmax", "LogSoftmax"])), [name], draft.shapes[name], axis=-1)
+
+
+def normalise(draft: Draft) -> None:
+    name = draft.pick(lambda s: s[-1] > 1)
+    if name is not None:
+        last = draft.shapes[name][-1]
+        draft.add("LayerNormalization", [name, draft.weight(last), draft.weight(last)], draft.shapes[name], epsilon=0.1)
+
+
+def conv(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) == 3 and min(s[1:]) >= 2)
+    if name is not None:
+        channels, *sizes = draft.shapes[name]
+        made, stride = draft.draw(st.integers(1, 3)), draft.draw(st.integers(1, 2))
+        kernel = draft.weight(made, channels, 2, 2)
+        out = [(n + 1 - 2) // stride + 1 for n in sizes]
+        draft.add("Conv", [name, kernel], (made, *out), strides=[stride, stride], pads=[0, 1, 1, 0])
+
+
+def pool(draft: Draft) -> None:
+    name = draft.pick(lambda s: len(s) == 3 and min(s[1:]) >= 2)
+    if name is not None:
+        channels, *sizes = draft.shapes[name]
+        kind, stride = draft.draw(st.sampled_from(["MaxPool", "AveragePool"])), draft.draw(st.integers(1, 2))
+        out = [(n - 2) // stride + 1 for n in sizes]
+        draft.add(kind, [name], (channels, *out), kernel_shape=[2, 2], strides=[stride, stride])
+
+
+STEPS = [
+    unary, unary, binary, binary, power, where, dense, attention, concat, split, cut, gather, pad, transpose, reshape,
+    reduce, softmax, normalise, conv, conv, pool, pool,
+]  # fmt: skip
+INPUTS: list[dict[str, Shape]] = [
+    {"x": (4,)},
+    {"x": (3,), "z": (3,)},
+    {"x": (2, 3)},
+    {"x": (3, 2), "z": (2,)},
+    {"x": (2, 4, 4)},
+    {"x": (1, 3, 4), "z": (3,)},
+]
+
+
+@st.composite
+def models(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[ModelProto, dict[str, Shape], int]:
+    inputs = draw(st.sampled_from(INPUTS))
+    draft = Draft(draw, inputs)
+    for step in draw(st.lists(st.sampled_from(STEPS), min_size=2, max_size=8)):
+        if sum(int(np.prod(shape)) for shape in draft.shapes.values()) < 400:
+            step(draft)
+    return draft.model(), inputs, draw(st.integers(0, 9))
+
+
+@given(models())
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_random_graphs(drawn: tuple[ModelProto, dict[str, Shape], int]) -> None:
+    model, inputs, seed = drawn
+    rng = np.random.default_rng(seed)
+    background = {name: rng.normal(size=(B, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    samples = {name: rng.normal(size=(N, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    samples["x"][0] = background["x"][0]  # some deltas of a pair are zero, or all
+
+    single = DeepExplainer(model, background, threads=1)
+    double = DeepExplainer(model, background, precision="float64")
+    found, exact = listed(single(samples)), listed(double(samples))
+    scale = sum(np.abs(part.values).reshape(N, -1, OUTPUTS).sum(1) for part in exact) + np.abs(exact[0].outputs)
+    assert gap(found, scale) < 1e-4
+    assert gap(exact, scale) < 1e-8
+    for got, expected in zip(found, exact, strict=True):
+        assert np.isfinite(got.values).all()
+        over = scale.reshape(N, *[1] * (got.values.ndim - 2), OUTPUTS)
+        assert (np.abs(got.values - expected.values) / over).max() < 2e-3
+    for node, residual in double.ledger(samples).items():
+        assert np.abs(residual / scale).max() < 1e-8, node
+
+
+def listed(explanation: Any) -> list[Any]:
+    return explanation if isinstance(explanation, list) else [explanation]
+
+
+def gap(parts: list[Any], scale: Array) -> float:
+    """Largest miss of the sum over all inputs, relative to `scale`."""
+    total = sum(part.values.reshape(N, -1, OUTPUTS).sum(1) for part in parts)
+    return float((np.abs(total - (parts[0].outputs - parts[0].base_values)) / scale).max())
