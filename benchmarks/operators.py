@@ -41,6 +41,26 @@ FIXED = {"Dropout": (1,), "OneHot": (1,), "Resize": (1, 2), "Upsample": (1,)}
 MARKS = ("<!-- operators -->", "<!-- /operators -->")
 
 
+REASONS = {
+    "attention_4d_diff_heads_mask4d_padded_kv": "onnxruntime takes no mask that is shorter than the keys",
+    "attention_4d_softcap_neginf_mask": "the mask that is fed is infinite",
+    "attention_4d_with_past_and_present_qk_matmul_bias": "onnxruntime's scores of masked keys are -3.4e38, not -inf",
+    "batchnorm": "training mode: the rows of a batch are normalised together",
+    "bernoulli": "random",
+    "compress": "the shape of the output depends on data",
+    "maxunpool_export_with_output_shape": "the standard and onnxruntime count the indices differently",
+    "mod_float_edge_cases": "the inputs are infinite",
+    "optional_get_element_optional_tensor": "the input is an optional, not a tensor",
+    "pow_types_float32_uint": "onnxruntime has no kernel for a float to the power of an unsigned integer",
+    "roialign_aligned": "onnxruntime has no kernel for RoiAlign of opset 22",
+    "roialign_mode_max": "onnxruntime and PyTorch differ on what is the largest",
+    "scan_sum": "Scan had another meaning in opset 8",
+    "training_dropout": "random: training mode",
+    "unique": "the shape of the output depends on data",
+}
+"""Beginning of a case's name -> why it is no fault that it is not explained."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one output of one case.
@@ -80,7 +100,7 @@ def _has_float(case: Any) -> bool:
 
 
 def _is_float(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64) and array.size > 0
+    return isinstance(array, np.ndarray | np.generic) and array.dtype in (np.float32, np.float64) and array.size > 0
 
 
 def check(case: Any) -> list[Outcome]:
@@ -136,20 +156,28 @@ def _explain(case: str, operator: str, model: Any, feeds: dict[str, Array], floa
 def _reference(x: Array, rng: np.random.Generator) -> Array:
     """Another point of the operator's domain: between `x` and `x` with its elements in another order."""
     share = rng.uniform(0.2, 0.8)
-    mixed: Array = share * x + (1 - share) * rng.permutation(x.reshape(-1)).reshape(x.shape)
+    flat = x.reshape(-1)
+    other = rng.permutation(flat)
+    other = np.roll(flat, 1) if (other == flat).all() else other
+    mixed: Array = np.where(other == flat, flat, share * flat + (1 - share) * other).reshape(x.shape)
     return mixed
 
 
 def _gap(
     graph: Graph, resolver: Resolver, backend: Backend, x: Sequence[Array], x0: Sequence[Array], seed: Array
 ) -> float:
-    """``|sum of contributions - <seed, delta>|`` over the larger of its parts' size and the output's."""
+    """``|sum of contributions - <seed, delta>|`` over the larger of its parts' size and the delta's.
+
+    In float32 over the output's too, the resolution of which limits that of the delta (of a saturated tanh).
+    """
     runner = Runner(graph, resolver, backend)
     delta = (runner.delta(x, x0) * seed[0]).reshape(2, -1)
     ms = runner.multipliers(x, x0, seed)
     parts = [(m[0, 0] * (a - b)).reshape(2, -1) for m, a, b in zip(ms, x, x0, strict=True)]
     total = sum(part.sum(1) for part in parts)
     size = max(float(np.abs(delta).sum(1).max()), max(float(np.abs(part).sum(1).max()) for part in parts), 1e-12)
+    if isinstance(backend, OnnxRuntime):
+        size = max(size, float(np.abs(runner.output(x)[0] * seed[0]).sum()))
     return float(np.abs(total - delta.sum(1)).max() / size)
 
 
@@ -196,11 +224,19 @@ def _largest(numbers: Iterable[float]) -> str:
 
 def exceptions(outcomes: Sequence[Outcome]) -> list[str]:
     """A line per output that is not explained, with the reason."""
-    return [
-        f"{o.case}: {o.status}, {o.reason.splitlines()[0] if o.reason else f'gap {o.gap:.1e}, {o.float64_gap:.1e}'}"
-        for o in outcomes
-        if o.status != "ok"
-    ]
+    return [f"{o.case}: {o.status}, {_why(o)}" for o in outcomes if o.status != "ok"]
+
+
+def _why(outcome: Outcome) -> str:
+    known = reason(outcome.case)
+    if known:
+        return known
+    return outcome.reason.splitlines()[0] if outcome.reason else f"gap {outcome.gap:.1e}, {outcome.float64_gap:.1e}"
+
+
+def reason(case: str) -> str | None:
+    """Why it is no fault that a case is not explained, None where it is one."""
+    return next((why for name, why in REASONS.items() if case.removeprefix("test_").startswith(name)), None)
 
 
 def score(outcomes: Sequence[Outcome]) -> str:

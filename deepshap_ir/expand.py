@@ -150,7 +150,9 @@ def standard_body(node: Node, graph: Graph, op: Emitter, xs: list[Value | None])
         n: helper.get_attribute_value(a.default_value) for n, a in schema.attributes.items() if a.default_value.type
     }
     attributes |= node.attributes
-    proto = onnx_node(node.op_type, node.domain, node.inputs, node.outputs, attributes)
+    # where an output is left out that the standard wants beside another, onnx makes no body
+    outputs = [name or f"{node.name}__unread{k}" for k, name in enumerate(node.outputs)]
+    proto = onnx_node(node.op_type, node.domain, node.inputs, outputs, attributes)
     if schema.has_context_dependent_function:
         types = [
             helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(v.dtype), v.shape).SerializeToString()

@@ -236,6 +236,11 @@ class Runner:
         ]
         return np.stack([rows.output - rows.base for rows in found], axis=1)
 
+    def output(self, samples: Sequence[Array]) -> Array:
+        """``f(x)`` of every sample, ``[N, *shape]``."""
+        seeds = np.zeros((1, *self.graph.shapes[self.graph.outputs[0]]))
+        return np.asarray(self._evaluate(samples, [x[:1] for x in samples], seeds).output)
+
     def _evaluate(self, samples: Sequence[Array], references: Sequence[Array], seeds: Array) -> Any:
         def typed(arrays: Sequence[Array]) -> dict[str, Array]:
             return {n: a.astype(self.graph.dtypes[n]) for n, a in zip(self.graph.inputs, arrays, strict=True)}
