@@ -106,8 +106,8 @@ class _Round:
             for node in model.graph.node
             if operator(node) in _SETTLED
             and node.name not in done
+            and node.name not in refused
             and self.found.depends(node.output)
-            and (node.name not in refused or self._is_known(node))
         ]
         self.todo = {node.name for node in nodes}
         self.names = Names(all_names(model.graph), {node.name for node in all_nodes(model.graph)})
@@ -126,15 +126,11 @@ class _Round:
             self.done[node.name] = Refusal(node, node, str(reason))
             return [node]
 
-    def _is_known(self, node: NodeProto) -> bool:
-        """Whether `node` is an If whose condition does not vary: it does not matter what its other branch does."""
-        return operator(node) == "If" and not self.found.depends(node.input)
-
     def _run(self, model: ModelProto, outputs: Sequence[str]) -> dict[str, Any]:
         return run_model(prune(model, outputs), "a part of the model", self.row)
 
     def _if(self, node: NodeProto) -> list[NodeProto]:
-        if self._is_known(node):
+        if not self.found.depends(node.input):
             taken = bool(np.reshape(self.values[node.input[0]], -1)[0])
             return branch_nodes(node, taken, node.output, self.names.nodes)
         results = [

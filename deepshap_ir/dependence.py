@@ -273,11 +273,14 @@ def _scan(node: NodeProto, outer: NodeProto, found: Dependence) -> None:
 
 
 def _if(node: NodeProto, outer: NodeProto, found: Dependence) -> None:
+    before = len(found.refusals)
     for branch in bodies(node):
         _walk(branch, outer, found)
         _mark(found, [value.name for value in branch.output], node.output)
     if found.depends(node.input):
         found.varying.update(filter(None, node.output))
+    else:  # one of them is not run; the other will be part of the graph, and what stands in the way there remains
+        del found.refusals[before:]
 
 
 _WITH_BODY = {"Loop": _loop, "Scan": _scan, "If": _if}
