@@ -144,7 +144,8 @@ LOOPS: dict[str, tuple[str, list[str]]] = {
                body = b (float[N,4] h, float[N,6] g, float[N,4] a, float[N,6] d)
                    => (float[N,4] h2, float[N,6] g2, float[N,4] o, float[N,6] r) {
                p = Mul(h, a) \n k = Tanh(p) \n h2 = Add(k, a) \n q = Mul(g, d)
-               m = ReduceMean <keepdims = 1> (p, axis1) \n g2 = Add(q, m) \n o = Neg(h2) \n r = Sin(g2) }> (h0, g0, x, x6)
+               m = ReduceMean <keepdims = 1> (p, axis1) \n g2 = Add(q, m) \n o = Neg(h2)
+               r = Sin(g2) }> (h0, g0, x, x6)
              x2 = Slice(x, axis0, pair, pair) \n x6 = Concat <axis = 2> (x, x2)
              s = ReduceSum <keepdims = 0> (o1, axis1) \n t = Add(h, s) \n u = ReduceMean <keepdims = 0> (o2, axis1)
              v = MatMul(u, w64) \n w1 = ReduceSum(g, axis1) \n y1 = Add(t, v) \n y = Add(y1, w1) }""",
@@ -302,7 +303,8 @@ def test_a_convolutional_recurrent_layer() -> None:
                => (bool go2, int64 n2, float[M,2,4,4] h2, float[M,2,4,4] c2) {
           e = Gather(t, n) \n a = Conv <pads = [1, 1, 1, 1]> (e, wx) \n b = Conv <pads = [1, 1, 1, 1]> (h, wh)
           s = Add(a, b) \n gi, go1, gf, gc = Split <axis = 1, num_outputs = 4> (s) \n i1 = HardSigmoid(gi)
-          o = HardSigmoid(go1) \n f = HardSigmoid(gf) \n g = Tanh(gc) \n fc = Mul(f, c) \n ig = Mul(i1, g) \n c2 = Add(fc, ig) \n tc = Tanh(c2)
+          o = HardSigmoid(go1) \n f = HardSigmoid(gf) \n g = Tanh(gc)
+          fc = Mul(f, c) \n ig = Mul(i1, g) \n c2 = Add(fc, ig) \n tc = Tanh(c2)
           h2 = Mul(o, tc) \n n2 = Add(n, one) \n go2 = Less(n2, limit) }>
       y = ReduceMean <keepdims = 0> (h, planes) }"""
     rng = np.random.default_rng(6)
