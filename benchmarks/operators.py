@@ -42,16 +42,20 @@ MARKS = ("<!-- operators -->", "<!-- /operators -->")
 
 
 REASONS = {
+    "ai_onnx_ml_tree_ensemble_set_membership": "the inputs are not numbers (NaN)",
     "attention_4d_diff_heads_mask4d_padded_kv": "onnxruntime takes no mask that is shorter than the keys",
     "attention_4d_softcap_neginf_mask": "the mask that is fed is infinite",
     "attention_4d_with_past_and_present_qk_matmul_bias": "onnxruntime's scores of masked keys are -3.4e38, not -inf",
     "batchnorm": "training mode: the rows of a batch are normalised together",
     "bernoulli": "random",
     "compress": "the shape of the output depends on data",
+    "dequantizelinear_": "the input has a type that numpy does not have",
     "maxunpool_export_with_output_shape": "the standard and onnxruntime count the indices differently",
+    "melweightmatrix": "a table of a few numbers that are no data; its edges are rounded to bins",
     "mod_float_edge_cases": "the inputs are infinite",
     "optional_get_element_optional_tensor": "the input is an optional, not a tensor",
     "pow_types_float32_uint": "onnxruntime has no kernel for a float to the power of an unsigned integer",
+    "range_float": "the shape of the output depends on data",
     "roialign_aligned": "onnxruntime has no kernel for RoiAlign of opset 22",
     "roialign_mode_max": "onnxruntime and PyTorch differ on what is the largest",
     "scan_sum": "Scan had another meaning in opset 8",
