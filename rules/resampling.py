@@ -146,7 +146,7 @@ def roi_align(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     Raises
     ------
     RuleError
-        The mode is "max": a maximum of weighted elements, which versions of the operator define differently.
+        The mode is "max": the largest product of an element and its weight.
     """
     if ctx.attribute("mode", "avg") != "avg":
         raise RuleError("mode='max' has no rule: it takes the largest product of an element and a weight")
