@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,15 @@ from deepshap_ir.feeds import Array, as_array, is_list, suggest
 if TYPE_CHECKING:
     from torch import nn
 
+    from deepshap_ir.converters.torch_export import Exported, Observed
+
 ACCEPTS = "a torch.nn.Module, or a pair (module, layer) to explain at the inputs of a layer"
 
 KEPT = 4
-"""Conversions that are remembered of one module, the latest ones."""
+"""Exports that are remembered of one module, the latest ones."""
 
-_remembered: dict[int, dict[Hashable, Conversion]] = {}
-"""Of a module, by its id, for as long as it lives; a conversion without `run` does not keep it alive."""
+_remembered: dict[int, dict[Hashable, Exported]] = {}
+"""Of a module, by its id, for as long as it lives."""
 
 
 def takes(model: Any) -> bool:
@@ -43,7 +45,7 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     """
     try:
         import onnxscript  # noqa: F401  (torch's exporter needs it)
-        import torch  # noqa: F401
+        import torch
     except ImportError as error:
         raise MissingDependencyError(
             f"to explain a torch module, {error.name} is needed: pip install 'deepshap-ir[torch]'"
@@ -53,13 +55,16 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     module, layer = _parts(model)
     if layer is not None and settings.at:
         raise InputError("a layer is given beside the module, and at= too: give one of them.")
+    lazy = next((name for name, p in module.named_parameters() if torch.nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise InputError(f"the parameter {lazy!r} of the module has no shape yet: call the module on some rows first.")
     call = _call(module, background, settings)
     subject = Subject(module, layer, call.positional, call.keyword, call.constants, call.axes)
     observed = subject.observe(call.rows, settings.output)
     key = (_state(module), call.key(), settings.output, _name_of(module, layer), subject.floats)
     remembered = _remembered.get(id(module), {})
     if key in remembered:
-        conversion = replace(remembered[key], run=observed.run)
+        conversion = _conversion(remembered[key], observed, call)
         try:
             conversion.check()
         except ModelError:
@@ -68,18 +73,22 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
         else:
             return conversion
     exported = export(observed, call.rows)
-    conversion = Conversion(
+    _remember(module, key, exported)
+    return _conversion(exported, observed, call)
+
+
+def _conversion(exported: Exported, observed: Observed, call: _Call) -> Conversion:
+    return Conversion(
         model=exported.model,
         output=exported.output,
         at=exported.at,
         hold=call.hold,
         constants=call.constants,
         rows=call.rows,
+        run=observed.run,
         axes=call.axes,
         tolerance=observed.tolerance,
     )
-    _remember(module, key, conversion)
-    return replace(conversion, run=observed.run)
 
 
 @dataclass(frozen=True)
@@ -130,12 +139,14 @@ def _parts(model: Any) -> tuple[nn.Module, nn.Module | None]:
     if isinstance(layer, str):
         if layer not in names:
             raise InputError(f"the module {type(module).__name__} has no layer {layer!r}.{suggest(layer, names)}")
-        return module, module.get_submodule(layer)
+        layer = dict(module.named_modules())[layer]
     if not _is_module(layer):
         raise InputError(
             f"the second of a pair (module, layer) is a module or the name of one, not {type(layer).__name__}."
         )
     layer = _unwrapped(layer)
+    if comes_from(module, "torch", "ScriptModule") or comes_from(layer, "torch", "ScriptModule"):
+        raise InputError("TorchScript does not tell what its layers are given; explain the module that it was made of.")
     if _name_of(module, layer) is None:
         raise InputError(
             f"the layer {type(layer).__name__} is not among the modules of {type(module).__name__}.{suggest('', names)}"
@@ -261,10 +272,10 @@ def _content(value: Any) -> Hashable:
     return str(array.dtype), array.shape, array.tobytes()
 
 
-def _remember(module: nn.Module, key: Hashable, conversion: Conversion) -> None:
+def _remember(module: nn.Module, key: Hashable, exported: Exported) -> None:
     if id(module) not in _remembered:
         weakref.finalize(module, _remembered.pop, id(module), None)
     kept = _remembered.setdefault(id(module), {})
-    kept[key] = conversion
+    kept[key] = exported
     while len(kept) > KEPT:
         del kept[next(iter(kept))]

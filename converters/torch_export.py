@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from onnx import ModelProto
 
 from deepshap_ir.converters.compare import HALF_TOLERANCE, TOLERANCE
 from deepshap_ir.converters.registry import comes_from
+from deepshap_ir.converters.torch_functions import spelled_out
 from deepshap_ir.dependence import dependence
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.feeds import Array, InputSpec, as_array, suggest, take
 from deepshap_ir.runner import newest_opset, one_line
+from deepshap_ir.subgraphs import all_names, fresh, rename
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """The exporter's own; it writes newer ones by conversion."""
+
+BFLOAT16_TOLERANCE = 5e-2
+"""torch rounds each value of such a module to 8 binary digits, and ONNX is run in float32."""
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -44,6 +50,7 @@ class Subject:
     constants : further arguments, by keyword.
     axes : input name -> axis of the batch, None where it has none.
     floats : whether the module wants whole numbers as floats.
+    single : whether it takes one row alone.
     """
 
     module: nn.Module
@@ -53,6 +60,7 @@ class Subject:
     constants: Mapping[str, Any]
     axes: Mapping[str, int | None]
     floats: bool = field(default=False, init=False)
+    single: bool = field(default=False, init=False)
 
     @property
     def names(self) -> list[str]:
@@ -140,24 +148,31 @@ class Subject:
         ------
         InputError : the module fails, there is no such output, or the layer is not used.
         """
-        try:
-            found, kept = self.evaluated(rows)
-        except InputError:
-            if not any(a.dtype.kind in "iub" for a in rows.values()):
-                raise
-            self.floats = True
-            try:
-                found, kept = self.evaluated(rows)
-            except InputError:
-                self.floats = False
-                found, kept = self.evaluated(rows)
+        found, kept = self._first_call(rows)
         if self.layer is not None and not kept:
             raise InputError(
                 f"forward of {type(self.module).__name__} gives no tensor to the layer {type(self.layer).__name__}, "
                 f"or does not call it."
             )
         chosen = _choose(found, output)
-        return Observed(self, chosen, len(kept), output if output not in found else None)
+        return Observed(self, chosen, len(kept), output if output not in found else None, len(found) == 1)
+
+    def _first_call(self, rows: Mapping[str, Array]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Call the module, with whole numbers as such or as floats, with all rows or one."""
+        whole = any(a.dtype.kind in "iub" for a in rows.values())
+        failures = []
+        for self.single in (False, True):
+            for self.floats in (False, True) if whole else (False,):
+                try:
+                    return self.evaluated(self.first(rows) if self.single else rows)
+                except InputError as error:
+                    failures.append(error)
+        raise failures[0]
+
+    def first(self, rows: Mapping[str, Array], count: int = 1) -> dict[str, Array]:
+        """Return the first of some rows."""
+        specs = [InputSpec(name, a.dtype, batch_axis=self.axes[name]) for name, a in rows.items()]
+        return take(rows, specs, range(count))
 
 
 @dataclass(frozen=True)
@@ -169,12 +184,14 @@ class Observed:
     chosen : the outputs that are exported, by the module's names.
     kept : how many inputs of the layer are.
     inside : a name that is no output of the module, left for the importer to find.
+    only : whether the module returns one tensor.
     """
 
     subject: Subject
     chosen: Sequence[str]
     kept: int
     inside: str | int | None
+    only: bool
 
     @property
     def outputs(self) -> list[str]:
@@ -190,7 +207,9 @@ class Observed:
         """Of a comparison with ONNX, relative to the largest output."""
         import torch
 
-        low = self.subject.dtype in (torch.float16, torch.bfloat16)
+        if self.subject.dtype == torch.bfloat16:
+            return BFLOAT16_TOLERANCE
+        low = self.subject.dtype == torch.float16
         fast = self.subject.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest"
         return HALF_TOLERANCE if low or fast else TOLERANCE
 
@@ -220,11 +239,10 @@ def export(observed: Observed, rows: Mapping[str, Array]) -> Exported:
     import torch
 
     subject = observed.subject
-    specs = [InputSpec(name, a.dtype, batch_axis=subject.axes[name]) for name, a in rows.items()]
     scripted = any(comes_from(layer, "torch", "ScriptModule") for layer in subject.module.modules())
-    failures: list[str] = []
-    for free in (True, False):
-        tensors = subject.tensors(take(rows, specs, [0, 1] if free else [0]))
+    failures: list[Exception] = []
+    for free in (False,) if subject.single else (True, False):
+        tensors = subject.tensors(subject.first(rows, 2 if free else 1))
         try:
             with unchanged(subject.module), quiet():
                 program = _program(observed)
@@ -237,12 +255,19 @@ def export(observed: Observed, rows: Mapping[str, Array]) -> Exported:
                     ]
                     model = _exported(program, tensors, observed, dims)
         except Exception as error:  # the exporter's stages have no error class in common
-            failures.append(one_line(error))
+            failures.append(error)
             continue
         return _finished(model, observed)
     raise ModelError(
-        f"torch cannot export {type(subject.module).__name__} to ONNX: {failures[0]}; for a single row: {failures[1]}"
-    )
+        f"torch cannot export {type(subject.module).__name__} to ONNX: {_cause(failures[-1])}"
+    ) from failures[-1]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the message of the first of a chain of errors: the last ones only name the exporter's stages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
 
 
 def _program(observed: Observed) -> nn.Module:
@@ -264,7 +289,8 @@ def _program(observed: Observed) -> nn.Module:
                 name: getattr(self, f"constant_{name}") if isinstance(value, Tensor) else value
                 for name, value in constants.items()
             }
-            found, kept = observed.subject.call(tensors, held)
+            with spelled_out():
+                found, kept = observed.subject.call(tensors, held)
             return (*(found[name] for name in observed.chosen), *kept)
 
     program = Program()
@@ -280,8 +306,8 @@ def _exported(program: nn.Module, tensors: Sequence[Tensor], observed: Observed,
         tuple(tensors),
         dynamo=True,
         dynamic_shapes=(tuple(dims),),
-        input_names=observed.subject.names,
-        output_names=observed.outputs,
+        input_names=_placeholders("input", observed.subject.names),
+        output_names=_placeholders("output", observed.outputs),
         opset_version=min(OPSET, newest_opset()),
         verbose=False,
     )
@@ -293,26 +319,45 @@ def _traced(program: nn.Module, tensors: Sequence[Tensor], observed: Observed, f
     """Export TorchScript, which the newer exporter does not read."""
     import torch
 
-    axes = {name: {axis: "batch"} for name, axis in observed.subject.axes.items() if axis is not None}
+    subject = observed.subject
+    places = zip(_placeholders("input", subject.names), (subject.axes[name] for name in subject.names), strict=True)
+    axes = {name: {axis: "batch"} for name, axis in places if axis is not None}
+    # a frozen module cannot be part of another
+    alone = comes_from(subject.module, "torch", "ScriptModule") and observed.only
+    alone = alone and not subject.keyword and not subject.constants
+    traced = subject.module if alone else torch.jit.trace(program, tuple(tensors), check_trace=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            program,
+            traced,
             tuple(tensors),
             path,
             dynamo=False,
             dynamic_axes=axes if free else None,
-            input_names=observed.subject.names,
-            output_names=observed.outputs,
+            input_names=_placeholders("input", observed.subject.names),
+            output_names=_placeholders("output", observed.outputs),
             opset_version=min(OPSET, newest_opset()),
             verbose=False,
         )
         return onnx.load(path)
 
 
+def _placeholders(kind: str, names: Sequence[str]) -> list[str]:
+    """Return names that the exporter gives to nothing else: it does not look whether a name is free."""
+    return [f"deepshap_{kind}_{i}" for i in range(len(names))]
+
+
 def _finished(model: ModelProto, observed: Observed) -> Exported:
-    """Find the values that the layer reads, and declare inputs that the exporter dropped as unused."""
+    """Name inputs and outputs as the module does, and find the values that the layer reads."""
     subject = observed.subject
+    wanted = [*subject.names, *observed.outputs]
+    inside = all_names(model.graph)
+    taken = {*inside, *wanted}
+    mapping = {name: fresh(name, taken) for name in inside.intersection(wanted)}
+    mapping |= zip(_placeholders("input", subject.names), subject.names, strict=True)
+    mapping |= zip(_placeholders("output", observed.outputs), observed.outputs, strict=True)
+    rename(model.graph, mapping)
+    del model.graph.value_info[:]
     source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
     found = dependence(model.graph, [value.name for value in model.graph.input])
     places = []
@@ -371,7 +416,7 @@ def quiet() -> Iterator[None]:
     """Keep what the exporters print and log to themselves."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

@@ -19,7 +19,7 @@ from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFinit
 from deepshap_ir.evaluator import Evaluator, Rows
 from deepshap_ir.expand import expand_graph
 from deepshap_ir.explanation import make_explanation
-from deepshap_ir.feeds import columns
+from deepshap_ir.feeds import as_array, columns
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importer import Imported, import_model
 from deepshap_ir.memory import available_memory
@@ -225,6 +225,24 @@ class DeepExplainer:
             output_indexes=found.ranks,
             outputs=found.output,
         )
+
+    def explain_row(self, *row: Any, check_additivity: bool = True, **_: Any) -> dict[str, Any]:
+        """The explanation of one sample, its inputs without batch axis, in the words that `shap.Explainer` uses."""
+        listed = [np.asarray(as_array(a))[None] for a in row]
+        found = self._explain(listed, None, "max", check_additivity, details=False)
+        values = [a[0] for a in found.values]
+        return {
+            "values": values if len(values) > 1 else values[0],
+            "expected_values": found.base[0],
+            "mask_shapes": [a.shape[1:] for a in found.data],
+            "main_effects": None,
+            "clustering": None,
+        }
+
+    @staticmethod
+    def supports_model_with_masker(model: Any, masker: Any) -> bool:
+        """False: references are the background's rows, not masks; `shap.Explainer` asks."""
+        return False
 
     def rules(self) -> list[RuleRow]:
         """The rule of every node between the explained inputs and the output, in the order of the graph.

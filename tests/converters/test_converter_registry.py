@@ -71,9 +71,7 @@ def test_a_converter_of_another_package_is_asked_first(
 
 def test_a_broken_converter_is_named(installed: list[EntryPoint]) -> None:
     installed.append(EntryPoint("broken", "no_such_module_anywhere", "deepshap_ir.converters"))
-    with pytest.raises(
-        ModelError, match="converter 'no_such_module_anywhere' of a package cannot be loaded"
-    ):
+    with pytest.raises(ModelError, match="converter 'no_such_module_anywhere' of a package cannot be loaded"):
         find("model.onnx")
 
 

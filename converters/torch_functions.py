@@ -1,0 +1,98 @@
+"""Functions of torch that its exporter lacks, in terms of those that it has."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def spelled_out() -> AbstractContextManager[Any]:
+    """Replace these functions wherever they are called meanwhile."""
+    from torch.overrides import TorchFunctionMode
+
+    class SpelledOut(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
+            return FUNCTIONS.get(name, function)(*args, **(kwargs or {}))
+
+    return SpelledOut()
+
+
+def adaptive_max_pool(x: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+    """The largest of each window ``[floor(i n / m), ceil((i + 1) n / m))``: max pooling where m divides n."""
+    import torch
+    from torch.nn import functional
+
+    assert not return_indices  # torch calls it by another name then
+    sizes = _output_sizes(x, output_size)
+    lengths = x.shape[x.ndim - len(sizes) :]
+    if all(length % size == 0 for length, size in zip(lengths, sizes, strict=True)):
+        pools = [functional.max_pool1d, functional.max_pool2d, functional.max_pool3d]
+        pooled: Tensor = pools[len(sizes) - 1](x, [length // size for length, size in zip(lengths, sizes, strict=True)])
+        return pooled
+    parts = [x[window].flatten(-len(sizes)).amax(-1) for window in _windows(lengths, sizes)]
+    return torch.stack(parts, -1).reshape(*x.shape[: x.ndim - len(sizes)], *sizes)
+
+
+def adaptive_avg_pool(x: Tensor, output_size: Any) -> Tensor:
+    """The mean of each window ``[floor(i n / m), ceil((i + 1) n / m))``."""
+    import torch
+
+    sizes = _output_sizes(x, output_size)
+    lengths = x.shape[x.ndim - len(sizes) :]
+    parts = [x[window].flatten(-len(sizes)).mean(-1) for window in _windows(lengths, sizes)]
+    return torch.stack(parts, -1).reshape(*x.shape[: x.ndim - len(sizes)], *sizes)
+
+
+def rrelu(
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """Outside training, a leaky ReLU with the mean slope."""
+    from torch.nn import functional
+
+    return functional.leaky_relu(x, (lower + upper) / 2, inplace)
+
+
+def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+    """The p-norm of every difference of rows."""
+    import torch
+
+    distances: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    return distances
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch.nn.functional.adaptive_max_pool1d": adaptive_max_pool,
+    "torch.nn.functional.adaptive_max_pool2d": adaptive_max_pool,
+    "torch.nn.functional.adaptive_max_pool3d": adaptive_max_pool,
+    "torch.nn.functional.adaptive_avg_pool3d": adaptive_avg_pool,
+    "torch.nn.functional.rrelu": rrelu,
+    "torch.functional.cdist": cdist,
+}
+
+
+def _output_sizes(x: Tensor, output_size: Any) -> list[int]:
+    """One size for each pooled axis: an int stands for all of them, None for the length that is there.
+
+    How many axes are pooled follows from the rank: the exported batch and the channels lead.
+    """
+    axes = x.ndim - 2
+    given = list(output_size) if isinstance(output_size, Sequence) else [output_size] * axes
+    return [int(x.shape[x.ndim - len(given) + i]) if size is None else int(size) for i, size in enumerate(given)]
+
+
+def _windows(lengths: Sequence[int], sizes: Sequence[int]) -> list[tuple[Any, ...]]:
+    """The slices of each window over the last axes, the last axis fastest."""
+    along = [
+        [slice(i * length // size, math.ceil((i + 1) * length / size)) for i in range(size)]
+        for length, size in zip(lengths, sizes, strict=True)
+    ]
+    return [(..., *window) for window in itertools.product(*along)]
