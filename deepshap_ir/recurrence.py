@@ -41,8 +41,8 @@ def scan(
 ) -> tuple[list[Value], list[Value]]:
     """Emit a loop over sequences; the last states and the stacked elements.
 
-    `body` may use values from outside; what it computes from these alone is computed once, before the loop. It is
-    called several times: until the axes of the states, which begin as those of the initial ones, hold those that the
+    `body` may use values from outside; what it computes from these alone is computed once, before the loop. A loop over
+    one element is its body. `body` is called several times: until the axes of the states, which begin as those of the initial ones, hold those that the
     body gives them.
 
     Parameters
@@ -58,6 +58,9 @@ def scan(
     lengths = {v.shape[0] for v in sequences}
     if len(lengths) != 1:
         raise RuleError(f"the sequences of a loop have lengths {sorted(lengths)}; one length is needed")
+    if lengths == {1}:
+        last, out = body(list(states), [op.Squeeze(v, [0]) for v in sequences])
+        return list(last), [op.Unsqueeze(v, [0]) for v in out]
     axes = [v.axes for v in states]
     while True:
         before = [op.placeholder(v.shape, v.dtype, a) for v, a in zip(states, axes, strict=True)]

@@ -133,10 +133,11 @@ LOOPS: dict[str, tuple[str, list[str]]] = {
     ),
     "a layer in a loop": (
         """{ y = Loop(T, , h0) <body = b (int64 i, bool c, float[N,4] h) => (bool c2, float[N,4] h2) {
-               e = Gather <axis = 1> (x, i) \n t = Unsqueeze(e, axis0) \n h3 = Unsqueeze(h, axis0)
+               e = Gather <axis = 1> (x, i) \n t1 = Unsqueeze(e, axis0) \n h3 = Unsqueeze(h, axis0)
+               t = Concat <axis = 0> (t1, h3)
                all, l = RNN <hidden_size = 4> (t, rw, rr, , , h3) \n m = Squeeze(l, axis0) \n n = Softmax(m)
                h2 = Mul(n, h) \n c2 = Identity(c) }> }""",
-        ["Unsqueeze", "Unsqueeze", "Gather", "Scan", "Unsqueeze", "Squeeze", "Softmax", "Mul"],
+        ["Unsqueeze", "Unsqueeze", "Concat", "Gather", "Scan", "Unsqueeze", "Squeeze", "Softmax", "Mul"],
     ),
     "axes, directions and several states": (
         """{ h, g, o1, o2 = Scan <num_scan_inputs = 2, scan_input_axes = [1, 2], scan_input_directions = [1, 0],
