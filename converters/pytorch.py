@@ -244,7 +244,7 @@ def _state(module: nn.Module) -> Hashable:
 
     A change of a tensor in place counts its version up, except through ``tensor.data``.
     """
-    from deepshap_ir.converters.torch_export import version
+    from deepshap_ir.converters.torch_state import version
 
     tensors = tuple(
         (name, t.data_ptr(), version(t), tuple(t.shape), str(t.dtype), str(t.device))

@@ -1,4 +1,4 @@
-"""PyTorch modules: shap's numbers where shap is right, sums where it is not, and modules left as they were."""
+"""PyTorch modules: every way to give one, its data and its output; and it is left as it was."""
 
 from __future__ import annotations
 
@@ -7,180 +7,24 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import shap
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deepshap_ir import DeepExplainer, InputError, MissingDependencyError, ModelError
 from deepshap_ir.converters import pytorch, torch_export
-
-B, N = 6, 4
-
-
-class Net(nn.Module):
-    """A function ``f(self, *inputs)`` with layers."""
-
-    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
-
-
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def rows(*shape: int, n: int = B, seed: int = 0) -> Tensor:
-    return torch.randn((n, *shape), generator=torch.Generator().manual_seed(seed))
-
-
-def delta(module: nn.Module, samples: Tensor, background: Tensor) -> np.ndarray[Any, Any]:
-    """f(x) - mean f(x0), ``[N, K]``."""
-    training = {layer: layer.training for layer in module.modules()}
-    module.eval()
-    with torch.no_grad():
-        difference = module(samples).double() - module(background).double().mean(0)
-    for layer, flag in training.items():
-        layer.training = flag
-    return np.asarray(difference.reshape(len(samples), -1))
-
-
-def total(phi: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Sums over the features, ``[N, K]``."""
-    return np.asarray(phi.reshape(len(phi), -1, phi.shape[-1]).sum(1))
+from tests.converters.modules import B, N, Net, delta, dense, mlp, rows, total
 
 
 @pytest.fixture(scope="module")
 def explained() -> tuple[nn.Sequential, Tensor, DeepExplainer]:
     module, background = mlp(), rows(6)
     return module, background, DeepExplainer(module, background)
-
-
-def test_shaps_numbers_on_networks_that_shap_explains_rightly() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(27, 5),
-        nn.ReLU(),
-        nn.Linear(5, 3),
-    ).eval()
-    background, samples = rows(1, 8, 8), rows(1, 8, 8, n=N, seed=1)
-    theirs = shap.DeepExplainer(module, background)
-    explainer = DeepExplainer(module, background)
-    expected = theirs.shap_values(samples)
-    np.testing.assert_allclose(explainer.shap_values(samples), expected, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(explainer.expected_value), theirs.expected_value, atol=1e-6)
-    values, ranks = explainer.shap_values(samples, ranked_outputs=2)
-    np.testing.assert_allclose(values, np.take_along_axis(expected, ranks[:, None, None, None, :], -1), atol=1e-5)
-
-
-def test_shaps_numbers_at_a_layer() -> None:
-    module, background, samples = mlp(), rows(6), rows(6, n=N, seed=1)
-    theirs = shap.DeepExplainer((module, module[2]), background).shap_values(samples)
-    phi = DeepExplainer((module, module[2]), background).shap_values(samples)
-    np.testing.assert_allclose(phi, theirs, atol=1e-6)
-
-
-def lse(net: Net, x: Tensor) -> Tensor:
-    return torch.log(torch.exp(net.a(x)) + torch.exp(net.b(x))).sum(1)
-
-
-def gate(net: Net, x: Tensor) -> Any:
-    return net.c(torch.sigmoid(net.a(x)) * torch.tanh(net.b(x)))
-
-
-def dense() -> nn.Linear:
-    return nn.Linear(6, 6)
-
-
-HARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "functional relu": (lambda: Net(lambda net, x: net.b(torch.relu(net.a(x))), a=dense(), b=dense()), (6,)),
-    "reused module": (lambda: nn.Sequential(dense(), relu := nn.ReLU(), dense(), relu, dense()), (6,)),
-    "in-place module": (lambda: nn.Sequential(dense(), nn.ReLU(inplace=True), dense()), (6,)),
-    "overlapping pooling": (
-        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(18, 2)),
-        (1, 9, 9),
-    ),
-    "adaptive max pooling": (
-        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(18, 2)),
-        (1, 9, 9),
-    ),
-    "gelu": (lambda: nn.Sequential(dense(), nn.GELU(), dense()), (6,)),
-    "silu": (lambda: nn.Sequential(dense(), nn.SiLU(), dense()), (6,)),
-    "prelu": (lambda: nn.Sequential(dense(), nn.PReLU(), dense()), (6,)),
-    "layer norm": (lambda: nn.Sequential(dense(), nn.LayerNorm(6), nn.ReLU(), dense()), (6,)),
-    "softmax inside": (lambda: nn.Sequential(dense(), nn.Softmax(-1), dense()), (6,)),
-    "gate": (lambda: Net(gate, a=dense(), b=dense(), c=dense()), (6,)),
-    "lstm": (
-        lambda: Net(lambda net, x: net.b(net.a(x)[0][:, -1]), a=nn.LSTM(3, 6, batch_first=True), b=dense()),
-        (4, 3),
-    ),
-    "log of exp + exp": (lambda: Net(lse, a=dense(), b=dense()), (6,)),
-    "encoder": (
-        lambda: Net(
-            lambda net, x: net.b(net.a(x).mean(1)),
-            a=nn.TransformerEncoderLayer(6, 2, 8, batch_first=True),
-            b=dense(),
-        ),
-        (4, 6),
-    ),
-}
-"""What shap gets wrong, silently or not."""
-
-
-@pytest.mark.parametrize("name", HARD)
-def test_attributions_add_up_where_shaps_do_not(name: str) -> None:
-    make, shape = HARD[name]
-    torch.manual_seed(0)
-    module = make()
-    background, samples = rows(*shape), rows(*shape, n=N, seed=1)
-    phi = DeepExplainer(module, background).shap_values(samples)
-    expected = delta(module, samples, background)
-    assert np.abs(total(phi) - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
-FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "adaptive max, 1 axis": (nn.AdaptiveMaxPool1d(4), (2, 9)),
-    "adaptive max, whole windows": (nn.AdaptiveMaxPool1d(4), (2, 8)),
-    "adaptive max, 3 axes, one kept": (nn.AdaptiveMaxPool3d((2, None, 1)), (1, 3, 2, 3)),
-    "adaptive mean, 3 axes": (nn.AdaptiveAvgPool3d(2), (1, 3, 2, 3)),
-    "rrelu": (nn.RReLU(), (5,)),
-    "distances": (Net(lambda net, x: torch.cdist(x, x[:, :2] + 1)), (3, 2)),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_that_the_exporter_lacks_are_spelled_out_as_torch_computes_them(name: str) -> None:
-    from deepshap_ir.converters.torch_functions import spelled_out
-
-    module, shape = FUNCTIONS[name]
-    x = rows(*shape)
-    expected = module.eval()(x)
-    with spelled_out():
-        torch.testing.assert_close(module(x), expected)
-    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances"):
-        phi = DeepExplainer(nn.Sequential(module, nn.Flatten()), x).shap_values(x[:2])
-        np.testing.assert_allclose(total(phi), delta(module, x[:2], x), atol=1e-5)
 
 
 def test_a_module_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,17 +374,6 @@ def test_data_of_every_kind(explained: tuple[nn.Sequential, Tensor, DeepExplaine
     assert DeepExplainer(module, whole).shap_values(wanted).shape == expected.shape  # whole numbers for floats
     with pytest.raises(InputError, match=r"background of input 'input': expected numbers, given <U"):
         DeepExplainer(module, frame.astype(object).assign(a="x"))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_dtypes(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
-    background, samples = rows(6).to(dtype), rows(6, n=N, seed=1).to(dtype)
-    phi = DeepExplainer(module, background).shap_values(samples)
-    expected = delta(module, samples, background)
-    allowed = {torch.float64: 1e-12, torch.float16: 3e-3, torch.bfloat16: 3e-2}[dtype]
-    assert np.abs(total(phi) - expected).max() <= allowed * np.abs(expected).max()
 
 
 def test_modules_that_are_not_their_export() -> None:

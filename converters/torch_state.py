@@ -1,0 +1,96 @@
+"""What must not change while a torch module is looked at, and what must not be heard."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from deepshap_ir.converters.registry import comes_from
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the exporters print and log to themselves."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, uncompiled, without gradients; however it ends, the module is as it was.
+
+    Its flags, attributes, hooks and buffers are, and the random numbers that come next.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=_devices(module)))
+        # cuDNN's convolutions are in TF32 by default, and 1e-3 off
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        # the encoder's fast path is another function where rows are padded
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        for buffer in module.buffers():
+            stack.callback(_restore_tensor, buffer, version(buffer), buffer.clone())
+        for layer in list(module.modules()):
+            if comes_from(layer, "torch", "ScriptModule"):
+                if hasattr(layer, "training"):  # a frozen one has none
+                    stack.callback(setattr, layer, "training", layer.training)
+                    layer.training = False
+                continue
+            attributes = vars(layer)
+            for value in attributes.values():
+                if isinstance(value, dict | list | set):
+                    stack.callback(_restore, value, value.copy())
+            stack.callback(_restore, attributes, attributes.copy())
+            attributes["training"] = False
+            attributes["_compiled_call_impl"] = None
+        yield
+
+
+def _devices(module: nn.Module) -> list[int]:
+    found = {t.device.index for t in (*module.parameters(), *module.buffers()) if t.device.type == "cuda"}
+    return sorted(index for index in found if index is not None)
+
+
+def _restore(container: Any, saved: Any) -> None:
+    """Give a dict, list or set its old content back, where that has changed."""
+    if isinstance(container, dict):
+        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
+        same = same and all(container[key] is saved[key] for key in saved)
+    elif isinstance(container, list):
+        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
+    else:
+        same = container == saved
+    if not same:
+        container.clear()
+        container.extend(saved) if isinstance(container, list) else container.update(saved)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; made in inference mode, it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _restore_tensor(buffer: Tensor, before: int, saved: Tensor) -> None:
+    if version(buffer) != before:
+        buffer.copy_(saved)
