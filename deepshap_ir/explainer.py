@@ -51,8 +51,9 @@ class DeepExplainer:
         or a pair ``(module, layer)``: then the attributions are at the inputs of that layer.
     data
         The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
-        name; or a function that is given one sample (a list with one array per input, without batch axis) and returns
-        its own references in one of these forms.
+        name; each a numpy array, a tensor of any framework or a DataFrame, whose columns name the features and are
+        matched by name. Or a function that is given one sample (a list with one array per input, without batch axis)
+        and returns its own references in one of these forms.
     session, learning_phase_flags
         Of TensorFlow 1 graphs; must be None for ONNX models.
     output
