@@ -271,12 +271,11 @@ def _named_output(model: ModelProto, output: str | int | None, made: Sequence[st
         if output not in made and output not in outputs:
             raise InputError(f"output: the model has no value {output!r}.{suggest(str(output), [*outputs, *made])}")
         return str(output)
-    maps = {node.output[0] for node in model.graph.node if node.op_type == "ZipMap"}
+    maps = [node.output[0] for node in model.graph.node if node.op_type == "ZipMap" and node.output[0] in outputs]
     floats: list[str] = [
-        value.name
-        for value in model.graph.output
-        if _is_float(value.type) or not value.HasField("type") or value.name in maps
+        value.name for value in model.graph.output if _is_float(value.type) or not value.HasField("type")
     ]
+    floats = floats or maps
     if len(floats) == 1:
         return floats[0]
     if not floats:

@@ -43,14 +43,14 @@ def test_a_second_rule_for_an_operator_is_refused() -> None:
     rules.rule("Relu", "my::Op")(doubled)
     with pytest.raises(
         RuleError,
-        match=r"my::Op already has the rule test_registry\.doubled for opsets 1 to 10000; test_registry\.zero would be "
+        match=r"my::Op already has the rule tests.test_registry\.doubled for opsets 1 to 10000; tests.test_registry\.zero would be "
         r"a second one\. Give your rule to one explainer \(rules=\{\.\.\.\}\), .* or restrict its opsets",
     ):
         rules.rule("my::Op")(zero)
 
 
 def test_a_built_in_rule_is_not_replaced_for_all() -> None:
-    with pytest.raises(RuleError, match=r"Relu already has the rule .*test_registry\.zero would be a second one"):
+    with pytest.raises(RuleError, match=r"Relu already has the rule .*tests.test_registry\.zero would be a second one"):
         rule("Relu")(zero)
     assert Resolver().rule(node()) is not None
 
@@ -90,7 +90,7 @@ def test_domains_are_apart() -> None:
 def test_one_rule_and_one_expansion_for_a_name() -> None:
     rules = RuleSet()
     rules.for_node("n")(zero)
-    with pytest.raises(RuleError, match=r"node 'n' already has the rule test_registry\.zero"):
+    with pytest.raises(RuleError, match=r"node 'n' already has the rule tests.test_registry\.zero"):
         rules.for_node("n")(doubled)
     rules.expand("my::Op")(lambda ctx: ctx.x())
     with pytest.raises(RuleError, match="my::Op already has the expansion <lambda>"):
@@ -110,7 +110,7 @@ def test_the_name_of_a_rule_says_where_it_is() -> None:
     rules.rule("my::Op")(zero)
     found = rules.find(node("Op", domain="my"))
     assert found is not None
-    assert found.name == "test_registry.zero"
+    assert found.name == "tests.test_registry.zero"
     built_in = Resolver().rule(node())
     assert built_in is not None
     assert not built_in.name.startswith("deepshap_ir")
@@ -150,7 +150,7 @@ def test_the_table_of_rules_tells_which_and_whether_exact() -> None:
     explainer = DeepExplainer(parsed(TWO_RELUS), BACKGROUND, rules=rules)
     rows = {row.node: row for row in explainer.rules()}
     assert [row.operator for row in rows.values()] == ["Relu", "Neg", "Relu"]
-    assert (rows["two"].rule, rows["two"].exact) == ("test_registry.zero", False)
+    assert (rows["two"].rule, rows["two"].exact) == ("tests.test_registry.zero", False)
     assert rows["one"].exact
     assert rows["one"].rule.split(".")[0] in ("piecewise", "elementwise")
 

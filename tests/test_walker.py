@@ -75,7 +75,7 @@ def wrong(answer: Callable[[Context, Sequence[Any]], Any]) -> RuleFunction:
 def test_a_broken_rule_is_named_with_node_and_shapes(answer: RuleFunction, message: str) -> None:
     with pytest.raises(RuleError, match=message) as caught:
         explain(RELU, {"Relu": wrong(answer)})
-    assert r"the rule test_walker.broken at Relu node 'act', inputs [(1, 4)]" in str(caught.value)
+    assert r"the rule tests.test_walker.broken at Relu node 'act', inputs [(1, 4)]" in str(caught.value)
 
 
 def test_one_multiplier_is_not_enough_for_two_varying_inputs() -> None:
