@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
 import onnx
@@ -24,6 +24,9 @@ from onnx.reference import ReferenceEvaluator
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.reference_ops import REPAIRED
+
+if TYPE_CHECKING:
+    from deepshap_ir.recurrence import LoopRun
 
 OUTPUT, SAMPLE, BACKGROUND = "output", "sample", "background"
 AXES = (OUTPUT, SAMPLE, BACKGROUND)
@@ -344,11 +347,21 @@ class Emitter:
 
         return scan(self, body, states, sequences, reverse)
 
-    def states_before(self, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
-        """The states of a loop node before each element, ``[T, *shape]``."""
+    def loop(self, node: Node, inputs: Sequence[Value | None]) -> LoopRun:
+        """Emit a loop node, and give what is known of its elements; see `deepshap_ir.recurrence.LoopRun`."""
         from deepshap_ir.recurrence import emit_node
 
-        return emit_node(self, node, inputs)[1]
+        return emit_node(self, node, inputs)
+
+    def remember(
+        self, node: Node, inputs: Sequence[Value | None], results: Sequence[Value]
+    ) -> tuple[Value | None, ...]:
+        """Let `node` on `inputs` be `results` from here on, inside `nested` until its end.
+
+        What it was before where it was remembered already.
+        """
+        known: tuple[Value | None, ...] = self.memory.setdefault(_node_key(node, inputs), tuple(results))
+        return known
 
     def record(self, step: Step) -> None:
         """Record a step that is made already."""
@@ -404,11 +417,12 @@ class Emitter:
 
         A node with a `body` is emitted as its body, once or as a loop.
         """
+        remembered: tuple[Value | None, ...] | None = self.memory.get(_node_key(node, inputs))
+        if remembered is not None:
+            return remembered
         body = node.attributes.get("body")
         if isinstance(body, Graph) and node.op_type == "Scan":
-            from deepshap_ir.recurrence import emit_node
-
-            return tuple(emit_node(self, node, inputs)[0])
+            return tuple(self.loop(node, inputs).outputs)
         if isinstance(body, Graph):
             return tuple(self.graph(body, inputs))
         present = [k for k, n in enumerate(node.outputs) if n]
@@ -420,13 +434,17 @@ class Emitter:
 
     def graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Emit all of `graph` on `inputs`; its outputs."""
-        known: dict[str, Value | None] = dict(zip(graph.inputs, inputs, strict=True))
+        found = self.values(graph, inputs)
+        return [found[n] for n in graph.outputs]
+
+    def values(self, graph: Graph, inputs: Sequence[Value | None]) -> dict[str, Value]:
+        """Emit all of `graph` on `inputs`; every value by name."""
+        known = {n: v for n, v in zip(graph.inputs, inputs, strict=True) if v is not None}
         known |= {name: self.constant(data) for name, data in graph.constants.items()}
         for node in graph.nodes:
             results = self.node(node, [known[n] if n else None for n in node.inputs], graph)
-            known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n}
-        found = [known[n] for n in graph.outputs]
-        return [value for value in found if value is not None]
+            known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n and v is not None}
+        return known
 
     def _unexpanded(self, inputs: Sequence[Value | None]) -> list[Value | None]:
         """Operands as they were before an Expand that the operator's own broadcasting makes superfluous."""
@@ -614,6 +632,10 @@ def onnx_node(
         else:
             node.attribute.append(helper.make_attribute(key, value))
     return node
+
+
+def _node_key(node: Node, inputs: Sequence[Value | None]) -> tuple[Any, ...]:
+    return "node", id(node), tuple(map(id, inputs))
 
 
 def _changes_nothing(factor: Value, shape: tuple[int, ...]) -> bool:

@@ -8,8 +8,9 @@ to the last or, with ``reverse``, from the last to the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import helper
@@ -19,6 +20,9 @@ from deepshap_ir.emitter import INTERNAL, Emitter, Step, Value, union
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.onnx_io import scan_node
+
+KEPT_BYTES = 1 << 24
+"""Most bytes per row that the values in a loop may take to be kept for its backward pass."""
 
 Body = Callable[[list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]]
 """States and one element of each sequence -> new states and elements to stack."""
@@ -42,8 +46,8 @@ def scan(
     """Emit a loop over sequences; the last states and the stacked elements.
 
     `body` may use values from outside; what it computes from these alone is computed once, before the loop. A loop over
-    one element is its body. `body` is called several times: until the axes of the states, which begin as those of the initial ones, hold those that the
-    body gives them.
+    one element is its body. `body` is called several times: until the axes of the states, which begin as those of the
+    initial ones, hold those that the body gives them.
 
     Parameters
     ----------
@@ -77,6 +81,9 @@ def scan(
     inside, outside = _split(_needed(steps, [*before, *elements], [*new, *out])[0], [*before, *elements])
     for step in outside:
         op.record(step)
+    read = {v.name for step in inside for v in step.inputs if v is not None} | {v.name for v in (*new, *out)}
+    pairs = [(v, e) for v, e in zip(sequences, elements, strict=True) if e.name in read]
+    sequences, elements = ([pair[k] for pair in pairs or [(sequences[0], elements[0])]] for k in (0, 1))
     needed, captured = _needed(inside, [*before, *elements], [*new, *out])
     stacked = [((*lengths, *v.shape), v.dtype, v.axes) for v in out]
     results = tuple(op.placeholder(*t) for t in [*((v.shape, v.dtype, v.axes) for v in before), *stacked])
@@ -91,6 +98,7 @@ def _needed(steps: Sequence[Step], inside: Sequence[Value], results: Sequence[Va
     needed = []
     for step in reversed(steps):
         if any(v.name in wanted for v in step.outputs):
+            step = trimmed(step, wanted)
             needed.append(step)
             wanted.update(v.name for v in step.inputs if v is not None)
     known = {v.name for v in inside} | {v.name for step in needed for v in step.outputs}
@@ -176,22 +184,58 @@ def _typed(name: str, value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
 
 
-def emit_node(op: Emitter, node: Node, inputs: Sequence[Value | None]) -> tuple[list[Value], list[Value]]:
-    """Emit a `deepshap_ir::Scan` node; its outputs, and its states before each element, ``[T, *shape]``."""
-    key = ("loop", id(node.attributes["body"]), tuple(id(v) for v in inputs))
+@dataclass(frozen=True)
+class LoopRun:
+    """What running a loop node gives.
+
+    Attributes
+    ----------
+    outputs : of the node.
+    before : its states before each element, ``[T, *shape]``.
+    inside : the values that its body computes at each element, ``[T, *shape]``, by name; empty where they are more
+        than `KEPT_BYTES`, as they are computed again then.
+    """
+
+    outputs: list[Value]
+    before: list[Value]
+    inside: dict[str, Value]
+
+    def replay(self, op: Emitter, body: Graph, inputs: Sequence[Value], at: Callable[[Value], Value]) -> None:
+        """Let the nodes of `body` on `inputs` be what they were at one element; `at` gives a sequence's element."""
+        known = dict(zip(body.inputs, inputs, strict=True))
+        known |= {name: op.constant(data) for name, data in body.constants.items()}
+        for node in body.nodes:
+            operands = [known.get(name) for name in node.inputs]
+            if all(name in self.inside for name in node.outputs):
+                results = op.remember(node, operands, [at(self.inside[name]) for name in node.outputs])
+            else:
+                results = op.node(node, operands, body)
+            known |= {n: v for n, v in zip(node.outputs, results, strict=True) if v is not None}
+
+
+def emit_node(op: Emitter, node: Node, inputs: Sequence[Value | None]) -> LoopRun:
+    """Emit a `deepshap_ir::Scan` node."""
+    key = ("loop", id(node.attributes["body"]), tuple(map(id, inputs)))
     if key not in op.memory:
         body, n, q = loop_parts(node)
         present = [v for v in inputs if v is not None]
+        length = present[n].shape[0]
+        moving = body.downstream(body.inputs[: n + q])
+        kept = [name for step in body.nodes for name in step.outputs if name in moving]
+        if length * sum(math.prod(body.shapes[k]) * body.dtypes[k].itemsize for k in kept) > KEPT_BYTES:
+            kept = []
 
         def one(states: list[Value], elements: list[Value]) -> tuple[list[Value], list[Value]]:
-            found = op.graph(body, [*states, *elements, *present[n + q :]])
-            return found[:n], [*found[n:], *states]
+            known = op.values(body, [*states, *elements, *present[n + q :]])
+            found = [known[name] for name in body.outputs]
+            return found[:n], [*found[n:], *states, *(known[name] for name in kept)]
 
         last, stacked = scan(op, one, present[:n], present[n : n + q], node.attributes["reverse"])
-        outputs = len(stacked) - n
-        op.memory[key] = ([*last, *stacked[:outputs]], stacked[outputs:])
-    outputs_and_states: tuple[list[Value], list[Value]] = op.memory[key]
-    return outputs_and_states
+        outputs = len(body.outputs) - n
+        before, inside = stacked[outputs : outputs + n], stacked[outputs + n :]
+        op.memory[key] = LoopRun([*last, *stacked[:outputs]], before, dict(zip(kept, inside, strict=True)))
+    run: LoopRun = op.memory[key]
+    return run
 
 
 def loop_parts(node: Node) -> tuple[Graph, int, int]:

@@ -12,8 +12,8 @@ from deepshap_ir.recurrence import affected
 def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
     """Multipliers go through the body from the last element to the first.
 
-    The states before each element, at sample and reference, are all that is kept of the forward pass; the body is run
-    again at each element. Multipliers of what the body reads from outside are added up.
+    What the forward pass computed at each element is kept, at sample and reference; where that is too much only the
+    states before each element are, and the body is run again. Multipliers of what it reads from outside are added up.
     """
     op, body = ctx.op, ctx.attribute("body")
     n, q = ctx.attribute("n_states"), ctx.attribute("n_sequences")
@@ -24,11 +24,12 @@ def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
     moving = [i for i in varying if n <= i < fed]
 
     xs, x0s = [ctx.x(i) for i in range(ctx.n_inputs)], [ctx.x0(i) for i in range(ctx.n_inputs)]
-    before = op.states_before(ctx.node, xs)
-    before0 = [v0 if k in inside else before[k] for k, v0 in enumerate(op.states_before(ctx.node, x0s))]
-    points, points0 = [*before, *xs[n:fed]], [*before0, *x0s[n:fed]]
+    run, run0 = op.loop(ctx.node, xs), op.loop(ctx.node, x0s)
+    before0 = [v0 if k in inside else v for k, (v, v0) in enumerate(zip(run.before, run0.before, strict=True))]
+    points, points0 = [*run.before, *xs[n:fed]], [*before0, *x0s[n:fed]]
     stacked = {j: value for j, value in enumerate(m) if j >= n and value is not None}
-    sequences = list(dict.fromkeys([*points, *points0, *stacked.values()]))
+    kept = [*run.inside.values(), *run0.inside.values()]
+    sequences = list(dict.fromkeys([*points, *points0, *stacked.values(), *kept]))
 
     def zeros(i: int) -> Value:
         x = ctx.x(i)
@@ -41,7 +42,10 @@ def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
             wanted[k] = value
         for j, value in stacked.items():
             wanted[j] = at[value]
-        found = ctx.backward(body, [*map(at.get, points), *xs[fed:]], [*map(at.get, points0), *x0s[fed:]], wanted)
+        here, here0 = [*(at[v] for v in points), *xs[fed:]], [*(at[v] for v in points0), *x0s[fed:]]
+        run.replay(op, body, here, at.__getitem__)
+        run0.replay(op, body, here0, at.__getitem__)
+        found = ctx.backward(body, here, here0, wanted)
         given = {i: value for i, value in enumerate(found) if value is not None}
         given |= {i: zeros(i) for i in (*states, *moving, *captured) if i not in given}
         totals = [total + given[i] for i, total in zip(captured, sums[len(states) :], strict=True)]

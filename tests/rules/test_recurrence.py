@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
-from deepshap_ir import DeepExplainer
+from deepshap_ir import DeepExplainer, recurrence
 from deepshap_ir.emitter import Emitter, Step, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.extend import Context, Expansion
@@ -268,7 +268,20 @@ def test_the_ledger_of_a_loop_is_even() -> None:
     assert max(np.abs(r).max() for r in residuals.values()) < 1e-12
 
 
-def test_stacks_that_nothing_reads_are_not_kept() -> None:
+def test_computing_a_body_again_gives_the_same_as_keeping_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = {"x": data(2, 4, seed=2), "h": data(2, 4, seed=3)}
+    kept = DeepExplainer(loop_model(), loop_background())
+    monkeypatch.setattr(recurrence, "KEPT_BYTES", 0)
+    again = DeepExplainer(loop_model(), loop_background())
+    loops = [next(s for s in e._evaluator().plan.explain.steps if s.op_type == "Scan") for e in (kept, again)]
+    # the secants of two tanh; and the tanh themselves, at sample and reference
+    assert [sum(s.op_type == "Tanh" for s in inner_steps(step)) for step in loops] == [2, 6]
+    for a, b in zip(kept.shap_values(x), again.shap_values(x), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_stacks_that_nothing_reads_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrence, "KEPT_BYTES", 0)
     model = loop_model()
     del model.graph.node[1:]
     model.graph.node[0].output[0] = "y"
