@@ -121,6 +121,12 @@ class Context(_NodeView):
             raise RuleError(f"its {what} are computed from a model input; only fixed {what} are supported")
         return array
 
+    def moving(self) -> set[int]:
+        """Of a loop node: the positions of the body's inputs that vary in some round, states among them."""
+        from deepshap_ir.recurrence import affected
+
+        return affected(self.node, [i for i in range(self.n_inputs) if self.varies(i)])
+
     def delta_x(self, i: int = 0) -> Value:
         """``x(i) - x0(i)``, as floating-point numbers; NaN counts as `MISSING` where the operator is made for it."""
         x, x0 = self.as_float(self.x(i)), self.as_float(self.x0(i))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepshap_ir.extend import Context, Value, rule
-from deepshap_ir.recurrence import affected
 
 
 @rule("deepshap_ir::Scan")
@@ -19,7 +18,7 @@ def loop(ctx: Context, m: Sequence[Value | None]) -> list[Value | None]:
     n, q = ctx.attribute("n_states"), ctx.attribute("n_sequences")
     fed = n + q
     varying = [i for i in range(ctx.n_inputs) if ctx.varies(i)]
-    inside = affected(ctx.node, varying)
+    inside = ctx.moving()
     states, captured = [k for k in range(n) if k in inside], [i for i in varying if i >= fed]
     moving = [i for i in varying if n <= i < fed]
 
