@@ -530,8 +530,9 @@ class Emitter:
             return (self.constant(np.array(shape, np.int64)),)
         if op_type == "Size" and inputs[0] is not None:
             return (self.constant(np.array(inputs[0].size, np.int64)),)
-        if op_type == "Identity" and inputs[0] is not None:
-            return (inputs[0],)
+        x = inputs[0] if inputs else None
+        if x is not None and (op_type == "Identity" or (op_type == "Cast" and x.dtype == _cast_target(attributes))):
+            return (x,)
         if op_type == "Mul":
             for value, other in (inputs, inputs[::-1]):
                 if value is not None and other is not None and _changes_nothing(other, value.shape):
@@ -568,7 +569,7 @@ class Emitter:
         if not domain and op_type in UNARY and outputs == 1 and first is not None:
             dtype = np.dtype(bool) if op_type in BOOLEAN else first.dtype
             if op_type == "Cast":
-                dtype = helper.tensor_dtype_to_np_dtype(attributes["to"])
+                dtype = _cast_target(attributes)
             return [(first.shape, dtype)]
         if not domain and op_type in BROADCASTING:
             present = [v for v in inputs if v is not None]
@@ -636,6 +637,10 @@ def onnx_node(
 
 def _node_key(node: Node, inputs: Sequence[Value | None]) -> tuple[Any, ...]:
     return "node", id(node), tuple(map(id, inputs))
+
+
+def _cast_target(attributes: Mapping[str, Any]) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(attributes["to"])
 
 
 def _changes_nothing(factor: Value, shape: tuple[int, ...]) -> bool:

@@ -84,7 +84,8 @@ def _rewritten(node: Node, graph: Graph, resolver: Resolver) -> list[Node] | Non
 def _operand(op: Emitter, name: str, graph: Graph) -> Value:
     if name in graph.constants:
         return op.constant(graph.constants[name])
-    return op.input(name, graph.shapes[name], graph.dtypes[name], [SAMPLE])
+    apart = f"model's {name}"  # the emitter names its own values v1, v2 and so on, as a model may
+    return op.input(apart, graph.shapes[name], graph.dtypes[name], [SAMPLE])
 
 
 def _check(node: Node, graph: Graph, results: list[Value | None]) -> None:
@@ -113,8 +114,11 @@ def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], res
         if value is None:
             return ""
         if value.name not in names:
-            names[value.name] = finals.get(value.name, f"{node.name}/{value.name}")
-            enter(names[value.name], value)
+            name = finals.get(value.name, f"{node.name}/{value.name}")
+            while value.name not in finals and name in graph.shapes:
+                name += "'"
+            names[value.name] = name
+            enter(name, value)
         return names[value.name]
 
     def enter(name: str, value: Value) -> None:
