@@ -153,6 +153,7 @@ def test_shapes_are_known_whatever_the_value(op: Emitter) -> None:
     assert op.Size(x).data == 24
     assert op.Identity(x) is x
     assert op.cast(x, np.float32) is x
+    assert op.Cast(x, to=1) is x
     assert op.steps == []
 
 

@@ -237,3 +237,24 @@ def test_a_rule_for_the_node_spares_it_from_the_expansion() -> None:
     resolver = Resolver([rule_set({"first": minus}), rules])
     expanded = expand_graph(_imported("{ [first] a = Neg(x) [second] y = Neg(a) }"), resolver)
     assert [(node.name, node.op_type) for node in expanded.nodes] == [("first", "Neg"), ("second/Sub_0", "Sub")]
+
+
+def test_values_may_be_called_as_the_emitter_calls_its_own() -> None:
+    """``v1``, ``v2``, ... and ``c1``, ... are names that exporters give too."""
+    body = """{ axes = Constant <value_ints=[1]> () v1 = Sigmoid(x) v2 = ReduceL2 <keepdims=1> (v1, axes) c1 = Sin(x)
+        v3 = Mish(c1) v4 = ReduceL1 <keepdims=1> (v3, axes) v5 = Mul(v2, v4) c2 = Tanh(v5) y = Add(c2, v1) }"""
+    renamed = body
+    for name in ("v1", "v2", "v3", "v4", "v5", "c1", "c2"):
+        renamed = renamed.replace(name, f"value_{name}")
+    values = [DeepExplainer(parsed(text), data(5, 4)).shap_values(data(3, 4, seed=1)) for text in (body, renamed)]
+    np.testing.assert_allclose(values[0], values[1], atol=1e-6)
+
+
+def test_values_may_be_called_as_expansions_call_theirs() -> None:
+    body = """{ axes = Constant <value_ints=[1]> () "n/v2" = Sin(x) "n/v3" = Cos(x)
+        [n] a = ReduceL2 <keepdims=1> (x, axes) b = Add("n/v2", "n/v3") y = Mul(a, b) }"""
+    values = [
+        DeepExplainer(parsed(text), data(5, 4)).shap_values(data(3, 4, seed=1))
+        for text in (body, body.replace('"n/v2"', "s").replace('"n/v3"', "t"))
+    ]
+    np.testing.assert_allclose(values[0], values[1], atol=1e-6)
