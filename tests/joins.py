@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from deepshap_ir.canonical import canonicalise
 from deepshap_ir.backends import Reference
+from deepshap_ir.canonical import canonicalise
 from deepshap_ir.graph import Graph
 from deepshap_ir.importer import import_model
 from deepshap_ir.registry import Resolver

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.canonical import canonicalise
 from deepshap_ir.emitter import INTERNAL
-from deepshap_ir.backends import OnnxRuntime, Reference
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importer import import_model
 from deepshap_ir.known import FUNCTIONS, POINTS, recognise

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.errors import RuleError
 from deepshap_ir.backends import OnnxRuntime, Reference
+from deepshap_ir.errors import RuleError
 from deepshap_ir.extend import Array, Context, Graph, Node, Value
 from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.normalization import layer_normalization

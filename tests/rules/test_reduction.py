@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepshap_ir.backends import Reference
 from deepshap_ir.emitter import Emitter
 from deepshap_ir.errors import RuleError
-from deepshap_ir.backends import Reference
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, one_node_graph
