@@ -44,7 +44,8 @@ def test_a_second_rule_for_an_operator_is_refused() -> None:
     with pytest.raises(
         RuleError,
         match=r"my::Op already has the rule tests.test_registry\.doubled for opsets 1 to 10000; "
-        r"tests.test_registry\.zero would be a second one\. Give your rule to one explainer \(rules=\{\.\.\.\}\), .* or restrict its opsets",
+        r"tests.test_registry\.zero would be a second one\. "
+        r"Give your rule to one explainer \(rules=\{\.\.\.\}\), .* or restrict its opsets",
     ):
         rules.rule("my::Op")(zero)
 
