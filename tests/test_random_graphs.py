@@ -266,14 +266,11 @@ def pair(draft: Draft) -> None:
     shape = draft.shapes[a]
     b = draft.pick(lambda s: s == shape)
     assert b is not None
-    kind = draft.draw(st.sampled_from(["Pow", "PRelu", "Clip", "Mod", "Einsum"]))
+    kind = draft.draw(st.sampled_from(["Pow", "PRelu", "Mod", "Einsum"]))
     if kind == "Pow":
         base = draft.add("Add", [draft.add("Sigmoid", [a], None), draft.constant(np.float32(0.3))], None)
         draft.add("Pow", [base, draft.add("Tanh", [b], None)], shape)
-    elif kind == "Clip":
-        least = draft.add("ReduceMin", [b], None, keepdims=0)
-        draft.add("Clip", [a, least], shape)
-    elif kind == "Einsum":
+    elif kind == "Einsum" and len(shape) > 1:
         letters = "abc"[: len(shape)]
         tamed = [draft.add("Tanh", [name], None) for name in (a, b)]
         draft.add("Einsum", tamed, shape[:-1], equation=f"n{letters},n{letters}->n{letters[:-1]}")
