@@ -68,7 +68,7 @@ def sequence() -> nn.Module:
 
 AGREE: dict[str, Callable[[], Pair]] = {
     "mlp": lambda: Pair(*mlp(5, 20)),
-    "cnn": lambda: Pair(*cnn(2, 10)),
+    "cnn": lambda: Pair(*cnn(1, 8)),
     "sequence": lambda: made(sequence, 4, 16),
     "tanh and sigmoid": lambda: made(lambda: nn.Sequential(tabular(nn.Tanh)(), nn.Sigmoid()), 6),
     "leaky relu": lambda: made(tabular(lambda: nn.LeakyReLU(0.2)), 6),
