@@ -160,15 +160,21 @@ class _Round:
         return [made for other in self.model.graph.node for made in (nodes if other.name == node.name else [other])]
 
     def _loop(self, node: NodeProto) -> list[NodeProto]:
-        loop = CountedLoop(node, self.found, self.values, self.names)
-        count = loop.length(lambda extended: self._outputs(node, extended))
+        def counted(node: NodeProto) -> CountedLoop:
+            return CountedLoop(node, self.found, self.names, lambda extended: self._outputs(node, extended))
+
+        count = counted(node).length()
 
         def as_scan() -> list[NodeProto]:
-            around, scan, firsts = loop.as_scan(lambda extended: self._outputs(node, extended))
+            loop = counted(self._inside_first(node))
+            scan, firsts = loop.as_scan()
+            made = sorted(set(graph_captures(body_of(scan))) - set(self.values))
+            if made:
+                self.values |= self._run(_with_nodes(self.model, self._in_place_of(node, loop.before)), made)
             n = len(scan.input) - len(firsts)
             states = {v.name: self.values[name] for v, name in zip(body_of(scan).input, scan.input[:n], strict=False)}
             self._settle_body(scan, n, states | firsts)
-            return [*around, scan]
+            return [*loop.before, scan, *loop.after]
 
         def write_out() -> list[NodeProto]:
             return loop_written_out(node, self.names, count, {} if count else self._outputs(node, node))
@@ -215,6 +221,38 @@ class _Round:
 
         return self._either(node, count, as_scan, lambda: scan_written_out(node, self.names, count))
 
+    def _inside_first(self, node: NodeProto) -> NodeProto:
+        """A Loop with what is inside its body settled, as far as that goes for all iterations alike."""
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        body = body_of(copy)
+        if not any(operator(inner) in _SETTLED for inner in body.node):
+            return node
+        counter, condition, *states = body.input
+        fed = {value.name: self.values[name] for value, name in zip(states, node.input[2:], strict=True)}
+        for value, first in ((counter, np.int64(0)), (condition, True)):
+            fed[value.name] = np.full((1,) * len(value.type.tensor_type.shape.dim), first)
+        self._settle_inside(body, fed)
+        return copy
+
+    def _settle_inside(
+        self, body: GraphProto, fed: Mapping[str, Any]
+    ) -> tuple[ModelProto, dict[str, Any], list[Refusal]]:
+        """Settle what is inside a body, in place; it as a model, what that is fed, and what stands in the way."""
+        outside = {name: self.values[name] for name in graph_captures(body)}
+        for name, value in {**fed, **outside}.items():
+            if not isinstance(value, np.ndarray):
+                raise UnfitError(f"it reads {name!r}, which is no tensor")
+        row = {**fed, **{name: value for name, value in outside.items() if self.found.depends([name])}}
+        constants = {name: value for name, value in outside.items() if name not in row}
+        outputs = [value.name for value in body.output]
+        model, refusals = settle(body_model(body, row, constants, self.model), row, outputs)
+        initializers = [tensor for tensor in model.graph.initializer if tensor.name not in constants]
+        del body.node[:], body.initializer[:]
+        body.node.extend(model.graph.node)
+        body.initializer.extend(initializers)
+        return model, row, refusals
+
     def _settle_body(self, scan: NodeProto, n_states: int, fed: Mapping[str, Any]) -> list[Array]:
         """Settle the body of a Scan in place, and give it a node of its own for every output; values of these.
 
@@ -223,18 +261,12 @@ class _Round:
         UnfitError : what a Scan cannot do: sequences, a state of changing shape, shapes that depend on the element.
         """
         body = body_of(scan)
-        outside = {name: self.values[name] for name in graph_captures(body)}
-        for name, value in {**fed, **outside}.items():
-            if not isinstance(value, np.ndarray):
-                raise UnfitError(f"it reads {name!r}, which is no tensor")
-        row = {**fed, **{name: value for name, value in outside.items() if self.found.depends([name])}}
-        constants = {name: value for name, value in outside.items() if name not in row}
         results = [fresh(f"{scan.name}/{value.name}", self.names.values) for value in body.output]
         for value, name in zip(body.output, results, strict=True):
             body.node.append(self.names.node("Identity", [value.name], name))
         del body.output[:]
         body.output.extend(ValueInfoProto(name=name) for name in results)
-        model, refusals = settle(body_model(body, row, constants, self.model), row, results)
+        model, row, refusals = self._settle_inside(body, fed)
         found = dependence(model.graph, row)
         for refusal in [*refusals, *standing(model.graph, results, found)]:
             final = operator(refusal.node) == "If" and self.found.depends(refusal.node.input)
@@ -243,10 +275,12 @@ class _Round:
         for name, result in list(zip(fed, results, strict=False))[:n_states]:
             if _kind(row[name]) != _kind(values[result]):
                 raise UnfitError(f"its state {name!r} becomes {_kind(values[result])} from {_kind(row[name])}")
-        initializers = [tensor for tensor in model.graph.initializer if tensor.name not in constants]
-        del body.node[:], body.initializer[:]
-        body.node.extend(model.graph.node)
-        body.initializer.extend(initializers)
+        for side, known in ((body.input, row), (body.output, values)):  # onnxruntime infers no shapes inside a Loop
+            types = [
+                helper.make_tensor_value_info(v.name, elem_type(known[v.name].dtype), known[v.name].shape) for v in side
+            ]
+            del side[:]
+            side.extend(types)
         return [values[name] for name in results]
 
     def _map(self, node: NodeProto) -> list[NodeProto]:
