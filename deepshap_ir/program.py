@@ -165,7 +165,8 @@ def build_plan(
     output = graph.outputs[0]
     y, y0 = known[output]
     if y is y0:
-        raise InputError(f"output {output!r} does not depend on the explained inputs {list(explained)}")
+        around = f" but through the held values {list(hold)}" if hold else ""
+        raise InputError(f"output {output!r} does not depend on the explained inputs {list(explained)}{around}")
     places = tuple(at or explained)
     varying = {name for name, (x, x0) in known.items() if x is not x0}
     fixed = [name for name in places if name not in varying]
