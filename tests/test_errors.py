@@ -112,6 +112,7 @@ def test_an_operator_without_a_rule_is_an_error_before_anything_runs(monkeypatch
         ({"at": ["z"]}, "the model has no value 'z'"),
         ({"hold": ["z"]}, "hold: the model has no value 'z'"),
         ({"hold": ["x"]}, "does not depend on any input"),
+        ({"hold": ["b"]}, r"'y' does not depend on the explained inputs \['x'\] but through the held values \['b'\]"),
         ({"batch_axes": {"z": 1}}, "batch_axes: the model has no input 'z'"),
         ({"batch_axes": {"x": 2}}, "batch_axes: 'x' has 2 axes, so its batch cannot be axis 2"),
     ],

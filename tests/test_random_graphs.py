@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx.printer
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -413,6 +414,29 @@ def test_random_graphs(drawn: tuple[ModelProto, dict[str, Shape], int]) -> None:
         assert (np.abs(got.values - expected.values) / over).max() < 2e-3
     for node, residual in double.ledger(samples).items():
         assert np.abs(residual / scale).max() < 1e-8, node
+
+
+@given(models())
+@settings(max_examples=12, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.filterwarnings("ignore:one triple")
+def test_every_way_of_asking_gives_the_same(drawn: tuple[ModelProto, dict[str, Shape], int]) -> None:
+    """References by a function, ranked outputs and the smallest pieces."""
+    model, inputs, seed = drawn
+    note(onnx.printer.to_text(model))
+    rng = np.random.default_rng(seed)
+    background = {name: rng.normal(size=(B, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    samples = {name: rng.normal(size=(N, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    explainer = DeepExplainer(model, background, precision="float64")
+    expected = listed(explainer.shap_values(samples))
+    own = DeepExplainer(model, lambda sample: background, precision="float64")
+    pieces = DeepExplainer(model, background, precision="float64", memory_limit=1)
+    for other in (own, pieces):
+        for got, values in zip(listed(other.shap_values(samples)), expected, strict=True):
+            np.testing.assert_allclose(got, values, rtol=1e-6, atol=1e-9)
+    ranked, indexes = own.shap_values(samples, ranked_outputs=1)
+    for got, values in zip(listed(ranked), expected, strict=True):
+        chosen = np.take_along_axis(values, indexes.reshape(N, *[1] * (values.ndim - 2), 1), -1)
+        np.testing.assert_allclose(got, chosen, rtol=1e-6, atol=1e-9)
 
 
 def listed(explanation: Any) -> list[Any]:
