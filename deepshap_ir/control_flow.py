@@ -161,7 +161,8 @@ class _Round:
 
     def _loop(self, node: NodeProto) -> list[NodeProto]:
         def counted(node: NodeProto) -> CountedLoop:
-            return CountedLoop(node, self.found, self.names, lambda extended: self._outputs(node, extended))
+            initial = [self.values[name] for name in node.input[2:]]
+            return CountedLoop(node, initial, self.found, self.names, lambda extended: self._outputs(node, extended))
 
         count = counted(node).length()
 

@@ -3,8 +3,8 @@
 What does not vary from run to run, the number of the iteration and all that follows from it, is known per iteration: it
 becomes constants and constant sequences. So three more things leave the loop: what no iteration changes is computed
 before it; what is read at a known position of an outer value (the element of the iteration, most often) is read before
-it, and what is written at a known position of a state is written after it, each once for all iterations. Inside, every
-iteration of the backward pass would go through the whole value.
+it, and what is written at a known position of a state or appended to it is put there after it, each once for all
+iterations. Inside, every iteration of the backward pass would go through the whole value.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class CountedLoop:
     Attributes
     ----------
     node : the Loop.
+    initial : the values of its initial states.
     found : what depends on the fed values, in the graph around it.
     run : gives the outputs of the Loop.
     body : what is left of its body.
@@ -55,8 +56,8 @@ class CountedLoop:
     before, after : nodes around the Scan.
     """
 
-    def __init__(self, node: NodeProto, found: Dependence, names: Names, run: Run) -> None:
-        self.node, self.found, self.names, self.run = node, found, names, run
+    def __init__(self, node: NodeProto, initial: Sequence[Any], found: Dependence, names: Names, run: Run) -> None:
+        self.node, self.initial, self.found, self.names, self.run = node, initial, found, names, run
         self.body = GraphProto()
         self.body.CopyFrom(body_of(node))
         self.states = list(node.input[2:])
@@ -91,14 +92,16 @@ class CountedLoop:
         self._move_out()
         self._find_known(moving)
         reads = [node for node in self._alive() if self._is_read(node, moving)]
-        writes = {k: node for k in self.varying if (node := self._write(k, moving)) is not None}
+        writes = {k: node for k in self.varying if (node := self._written(k, moving)) is not None}
         operands = [name for node in reads for name in (*node.input[1:], *node.output)]
-        operands += [node.input[1] for node in writes.values()]
-        found = self._by_iteration([self.counter, *self.known, *operands], [node.input[0] for node in reads])
+        operands += [node.input[1] for node in writes.values() if operator(node) == "ScatterND"]
+        shapes = [node.input[0] for node in reads]
+        shapes += [node.input[1] for node in writes.values() if operator(node) == "Concat"]
+        found = self._by_iteration([self.counter, *self.known, *operands], shapes)
         for node in reads:
             self._read_before(node, found)
         for k, node in writes.items():
-            self._write_after(k, node, found[node.input[1]])
+            _WRITES[operator(node)](self, k, node, found)
         used = {name for node in self._alive() for name in (*node.input, *captured(node))} | set(self._wanted())
         constants = [_constant(found[name][0], name) for name in self.known if name in used and _is_one(found[name])]
         moved = [name for name in self.known if name in used and not _is_one(found[name])]
@@ -188,10 +191,10 @@ class CountedLoop:
             and not moving.depends(node.input[1:])
         )
 
-    def _write(self, k: int, moving: Dependence) -> NodeProto | None:
-        """The one node that reads state `k`, where it makes the next one, writing at positions that do not vary."""
+    def _written(self, k: int, moving: Dependence) -> NodeProto | None:
+        """The node that writes to state `k` or appends to it, where nothing else reads the state."""
         readers = [n for n in self._alive() if self.inputs[k] in (*n.input, *captured(n))]
-        if len(readers) != 1 or operator(readers[0]) != "ScatterND" or self.inputs[k] in self.results:
+        if len(readers) != 1 or operator(readers[0]) not in _WRITES or self.inputs[k] in self.results:
             return None
         node, source, result = readers[0], self._sources(), self.results[k]
         path = [result]
@@ -199,10 +202,16 @@ class CountedLoop:
             result = source[result]
             path.append(result)
         others = [n for n in self._alive() if n.output[0] not in path and set(path) & {*n.input, *captured(n)}]
-        combines = any(a.name == "reduction" and a.s not in (b"", b"none") for a in node.attribute)
-        alone = result == node.output[0] and not others and path[0] not in self.stacked and not combines
-        fits = alone and self.inputs[k] not in node.input[1:] and not moving.depends(node.input[1:2])
-        return node if fits else None
+        alone = result == node.output[0] and not others and path[0] not in self.stacked
+        if not alone or list(node.input).index(self.inputs[k]) or self.inputs[k] in node.input[1:]:
+            return None
+        fits = {
+            "ScatterND": not moving.depends(node.input[1:2])
+            and not any(a.name == "reduction" and a.s not in (b"", b"none") for a in node.attribute),
+            "SequenceInsert": len(node.input) == 2 and isinstance(self.initial[k], list) and not self.initial[k],
+            "Concat": len(node.input) == 2,
+        }
+        return node if fits[operator(node)] else None
 
     def _by_iteration(self, wanted: Sequence[str], shapes: Sequence[str] = ()) -> dict[str, Array]:
         """The values of names in the body, ``[T, *shape]``, and the last ones of the states, by name outside.
@@ -222,7 +231,7 @@ class CountedLoop:
             body.output.append(ValueInfoProto(name=one))
         extended.output.extend(outputs.values())
         found = self.run(extended)
-        last = {name: np.asarray(found[name]) for name in self.node.output[: len(self.inputs)] if name}
+        last = {name: np.asarray(found[name]) for k in self.fixed if (name := self.node.output[k])}
         return {key: np.asarray(found[output]) for key, output in outputs.items()} | last
 
     def _read_before(self, node: NodeProto, found: Mapping[str, Array]) -> None:
@@ -251,17 +260,47 @@ class CountedLoop:
             self.before.append(self.names.node("Transpose", [value], by_time, perm=order))
         self.sequences[node.output[0]] = by_time
 
-    def _write_after(self, k: int, node: NodeProto, positions: Array) -> None:
+    def _scatter_after(self, k: int, node: NodeProto, found: Mapping[str, Array]) -> None:
         """Write all that `node` writes, in all iterations, after the loop, unless it writes twice at one position."""
+        positions = found[node.input[1]]
         rows = positions.reshape(-1, positions.shape[-1])
         if (rows < 0).any() or len(np.unique(rows, axis=0)) != len(rows):
             return
-        self.varying.remove(k)
-        updates = self.stacked.setdefault(node.input[2], fresh(f"{node.input[2]}/all", self.names.values))
+        updates = self._stack_instead(k, node.input[2])
         constant, indices = self.names.constant(positions, f"{node.input[1]}/all")
         if self.node.output[k]:
             operands = [self.states[k], indices, updates]
             self.after += [constant, self.names.node("ScatterND", operands, self.node.output[k])]
+
+    def _insert_after(self, k: int, node: NodeProto, found: Mapping[str, Array]) -> None:
+        """The sequence that `node` makes, of the rows of one tensor."""
+        rows = self._stack_instead(k, node.input[1])
+        if self.node.output[k]:
+            self.after.append(self.names.node("SplitToSequence", [rows], self.node.output[k], axis=0, keepdims=0))
+
+    def _concat_after(self, k: int, node: NodeProto, found: Mapping[str, Array]) -> None:
+        """Append all that `node` appends, in all iterations, after the loop."""
+        shape = found[f"shape of {node.input[1]}"][0].tolist()
+        count = len(found[self.counter])
+        rows = self._stack_instead(k, node.input[1])
+        if not self.node.output[k]:
+            return
+        axis = next(a.i for a in node.attribute if a.name == "axis") % len(shape)
+        moved, joined = (fresh(f"{rows}/{what}", self.names.values) for what in ("moved", "joined"))
+        order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape) + 1)]
+        shape[axis] *= count
+        constant, sizes = self.names.constant(np.array(shape), f"{rows}/shape")
+        self.after += [
+            constant,
+            self.names.node("Transpose", [rows], moved, perm=order),
+            self.names.node("Reshape", [moved, sizes], joined),
+            self.names.node("Concat", [self.states[k], joined], self.node.output[k], axis=axis),
+        ]
+
+    def _stack_instead(self, k: int, name: str) -> str:
+        """Stack the value `name` of the body in place of the state `k`; the name of the stack."""
+        self.varying.remove(k)
+        return self.stacked.setdefault(name, fresh(f"{name}/all", self.names.values))
 
     def _scan(self, constants: Sequence[NodeProto]) -> NodeProto:
         condition = _constant(np.full(self.condition_shape, True), self.condition)
@@ -280,6 +319,13 @@ class CountedLoop:
             body=body,
             num_scan_inputs=len(self.sequences),
         )
+
+
+_WRITES = {
+    "Concat": CountedLoop._concat_after,
+    "ScatterND": CountedLoop._scatter_after,
+    "SequenceInsert": CountedLoop._insert_after,
+}
 
 
 def _constant(array: Array, name: str) -> NodeProto:

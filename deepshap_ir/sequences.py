@@ -32,13 +32,20 @@ def resolve_sequences(graph: Graph, protected: frozenset[str]) -> Graph:
 
 
 class _Work:
-    """The new nodes and values; `elements` is sequence name -> the names of its elements."""
+    """The new nodes and values.
+
+    Attributes
+    ----------
+    elements : sequence name -> the names of its elements.
+    rows : sequence name -> the tensor and the axis of which it has the rows, where it was split so.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.nodes: list[Node] = []
         self.constants = {name: value for name, value in graph.constants.items() if not isinstance(value, list)}
         self.shapes, self.dtypes = dict(graph.shapes), dict(graph.dtypes)
         self.elements: dict[str, list[str]] = {}
+        self.rows: dict[str, tuple[str, int]] = {}
         self.packed: set[str] = set()
         self.names = {name for node in graph.nodes for name in (*node.reads, *node.outputs)}
         self.node_names = {node.name for node in graph.nodes}
@@ -52,6 +59,8 @@ class _Work:
             resolve(self, node)
         elif node.operator == "Identity" and known:
             self.elements[node.outputs[0]] = self.elements[sequence]
+            if sequence in self.rows:
+                self.rows[node.outputs[0]] = self.rows[sequence]
         else:
             for name in node.reads:
                 self.pack(name)
@@ -146,6 +155,7 @@ def _split(work: _Work, node: Node) -> None:
     elements = list(parts)
     if given is None and not node.attributes.get("keepdims", 1):
         elements = [_on_axis(work, node, "Squeeze", part, axis) for part in parts]
+        work.rows[node.outputs[0]] = (data, axis)
     work.elements[node.outputs[0]] = elements
 
 
@@ -162,6 +172,9 @@ def _concat(work: _Work, node: Node) -> None:
     elements = work.elements[node.inputs[0]]
     axis = int(node.attributes["axis"])
     rank = len(work.shapes[elements[0]])
+    if node.inputs[0] in work.rows:
+        _join_rows(work, node, axis, bool(node.attributes.get("new_axis", 0)))
+        return
     if node.attributes.get("new_axis", 0):
         axis = axis % (rank + 1)
         elements = [_on_axis(work, node, "Unsqueeze", name, axis) for name in elements]
@@ -169,6 +182,22 @@ def _concat(work: _Work, node: Node) -> None:
     shape = list(work.shapes[elements[0]])
     shape[axis] = sum(work.shapes[name][axis] for name in elements)
     work.emit(node, "Concat", tuple(elements), {node.outputs[0]: tuple(shape)}, axis=axis)
+
+
+def _join_rows(work: _Work, node: Node, axis: int, new_axis: bool) -> None:
+    """Put the rows of one tensor together again: its axis moves, and merges with another unless it is a new one."""
+    data, at = work.rows[node.inputs[0]]
+    shape = work.shapes[data]
+    axis %= len(shape) if new_axis else len(shape) - 1
+    order = [k for k in range(len(shape)) if k != at]
+    order.insert(axis, at)
+    moved = node.outputs[0] if new_axis else work.new(f"{node.outputs[0]}/moved")
+    new = [shape[k] for k in order]
+    work.emit(node, "Transpose", (data,), {moved: tuple(new)}, perm=order)
+    if not new_axis:
+        new[axis : axis + 2] = [new[axis] * new[axis + 1]]
+        sizes = work.constant(f"{node.outputs[0]}/shape", np.array(new, np.int64))
+        work.emit(node, "Reshape", (moved, sizes), {node.outputs[0]: tuple(new)})
 
 
 _OPERATORS: dict[str, Callable[[_Work, Node], None]] = {

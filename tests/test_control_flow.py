@@ -139,6 +139,26 @@ LOOPS: dict[str, tuple[str, list[str]]] = {
                h2 = Mul(n, h) \n c2 = Identity(c) }> }""",
         ["Unsqueeze", "Unsqueeze", "Concat", "Gather", "Scan", "Unsqueeze", "Squeeze", "Softmax", "Mul"],
     ),
+    "a sequence that is appended to": (
+        """{ s0 = SequenceEmpty()
+             s, h = Loop(T, , s0, h0) <body = b (int64 i, bool c, seq(float[N,4]) q, float[N,4] h)
+                                           => (bool c2, seq(float[N,4]) q2, float[N,4] h2) {
+               e = Gather <axis = 1> (x, i) \n p = Mul(h, e) \n h2 = Tanh(p) \n q2 = SequenceInsert(q, h2)
+               c2 = Identity(c) }>
+             k = ConcatFromSequence <axis = 1, new_axis = 1> (s) \n m = MatMul(k, w)
+             l = ConcatFromSequence <axis = 1> (s) \n n = MatMul(l, w244) \n r = ReduceSum <keepdims = 0> (m, axis1)
+             y = Add(r, n) }""",
+        ["Mul", "Tanh"],
+    ),
+    "a tensor that is appended to": (
+        """{ u = Concat <axis = 1> (h0, h0)
+             s, h = Loop(T, , u, h0) <body = b (int64 i, bool c, float[N,M] q, float[N,4] h)
+                                          => (bool c2, float[N,M] q2, float[N,4] h2) {
+               e = Gather <axis = 1> (x, i) \n p = Mul(h, e) \n h2 = Tanh(p) \n q1 = Concat <axis = -1> (q, h2)
+               q2 = Identity(q1) \n c2 = Identity(c) }>
+             y = MatMul(s, w324) }""",
+        ["Mul", "Tanh"],
+    ),
     "axes, directions and several states": (
         """{ h, g, o1, o2 = Scan <num_scan_inputs = 2, scan_input_axes = [1, 2], scan_input_directions = [1, 0],
                                   scan_output_axes = [1, -1], scan_output_directions = [0, 1],
@@ -158,6 +178,8 @@ MORE: dict[str, Any] = {
     "rr": np.random.default_rng(2).normal(size=(1, 4, 4)).astype(np.float32),
     "g0": np.ones((1, 6), np.float32),
     "pair": np.array([2]),
+    "w244": np.random.default_rng(4).normal(size=(24, 4)).astype(np.float32),
+    "w324": np.random.default_rng(5).normal(size=(32, 4)).astype(np.float32),
     "w64": np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32),
 }
 
@@ -196,10 +218,10 @@ def test_names_of_nodes_survive() -> None:
 
 
 WRITTEN_OUT: dict[str, str] = {
-    "a sequence that grows": """{ s0 = SequenceEmpty()
+    "a sequence that grows at its front": """{ s0 = SequenceEmpty()
         s, h = Loop(T, , s0, h0) <body = b (int64 i, bool c, seq(float[N,4]) q, float[N,4] h)
                                       => (bool c2, seq(float[N,4]) q2, float[N,4] h2) {
-          e = Gather <axis = 1> (x, i) \n p = Mul(h, e) \n h2 = Tanh(p) \n q2 = SequenceInsert(q, h2)
+          e = Gather <axis = 1> (x, i) \n p = Mul(h, e) \n h2 = Tanh(p) \n q2 = SequenceInsert(q, h2, zero)
           c2 = Identity(c) }>
         k = ConcatFromSequence <axis = 0, new_axis = 1> (s) \n y = ReduceSum <keepdims = 0> (k, axis0) }""",
     "a sequence that is read": """{ s = SplitToSequence <axis = 1, keepdims = 0> (x)
@@ -378,7 +400,8 @@ def scripted(writes: str) -> ModelProto:
                                            => (bool c2, float[N,4] h2, float[N,6,4] y2) {
                all = Slice(x, axis0, end, axis0, axis1) \n e = Gather <axis = 1> (all, t) \n p = MatMul(h, w)
                s = Add(p, e) \n h2 = Tanh(s) \n old = Gather <axis = 1> (y, t) \n shape = Shape(old)
-               new = Expand(h2, shape) \n row = Unsqueeze(t, axis0) \n at = Concat <axis = 0> (axis0, row) \n places = Unsqueeze(at, axis0)
+               new = Expand(h2, shape) \n row = Unsqueeze(t, axis0) \n at = Concat <axis = 0> (axis0, row)
+               places = Unsqueeze(at, axis0)
                WRITES \n c2 = Identity(c) }>
              y = ReduceSum <keepdims = 0> (y3, axis1) }""".replace("WRITES", writes),
         SIGNATURE,
