@@ -111,10 +111,12 @@ class _Round:
         ]
         self.todo = {node.name for node in nodes}
         self.names = Names(all_names(model.graph), {node.name for node in all_nodes(model.graph)})
-        self.values: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer} | dict(row)
-        needed = {name for node in nodes for name in (*node.input, *captured(node)) if name} - set(self.values)
-        if needed:
-            self.values |= self._run(model, sorted(needed))
+        needed = {name for node in nodes for name in (*node.input, *captured(node)) if name}
+        self.values: dict[str, Any] = {name: value for name, value in row.items() if name in needed}
+        self.values |= {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in needed}
+        made = sorted(needed - set(self.values))
+        if made:
+            self.values |= self._run(model, made)
 
     def settled(self, node: NodeProto) -> list[NodeProto]:
         """Return the nodes that take the place of `node`."""
