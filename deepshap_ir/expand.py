@@ -131,7 +131,7 @@ def _as_nodes(node: Node, graph: Graph, op: Emitter, xs: list[Value | None], res
         outputs = tuple(name_of(v) for v in step.outputs)
         name = f"{node.name}/{step.op_type}_{k}"
         version = graph.opsets.get(step.domain, 1)
-        attributes = node_attributes(step, graph.opsets) if is_loop(step) else step.attributes
+        attributes = node_attributes(step, graph.opsets, name) if is_loop(step) else step.attributes
         made.append(Node(name, step.op_type, inputs, outputs, attributes, step.domain, version))
     for name, value in zip(node.outputs, results, strict=False):
         if name and value is not None and names.get(value.name) != name:

@@ -277,10 +277,11 @@ def in_bodies(graph: Graph, change: Callable[[Graph], Graph]) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
+def step_as_body(step: Step, opsets: dict[str, int], name: str) -> Graph:
     """The body of an emitted loop as a graph: its inputs are states, elements and what it reads from outside.
 
-    Every output is the output of a node of its own, so that no two are one value.
+    Every output is the output of a node of its own, so that no two are one value. The names of its nodes begin with
+    `name`, that of the loop.
     """
     parts = step.attributes
     before, elements = parts["before"], parts["elements"]
@@ -293,12 +294,13 @@ def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
         inputs = tuple("" if v is None else v.name for v in inner.inputs)
         outputs = tuple(v.name for v in inner.outputs)
         version = opsets.get(inner.domain, 1)
-        attributes = node_attributes(inner, opsets) if is_loop(inner) else inner.attributes
-        nodes.append(Node(f"{inner.op_type}_{k}", inner.op_type, inputs, outputs, attributes, inner.domain, version))
+        own_name = f"{name}/{inner.op_type}_{k}"
+        attributes = node_attributes(inner, opsets, own_name) if is_loop(inner) else inner.attributes
+        nodes.append(Node(own_name, inner.op_type, inputs, outputs, attributes, inner.domain, version))
     names = [f"result_{k}" for k in range(len(results))]
-    for name, value in zip(names, results, strict=True):
-        values |= {value.name: value, name: value}
-        nodes.append(Node(name, "Identity", (value.name,), (name,), {}, "", opsets[""]))
+    for result, value in zip(names, results, strict=True):
+        values |= {value.name: value, result: value}
+        nodes.append(Node(f"{name}/{result}", "Identity", (value.name,), (result,), {}, "", opsets[""]))
     inputs = tuple(v.name for v in (*before, *elements, *captured))
     return Graph(
         inputs=inputs,
@@ -312,11 +314,11 @@ def step_as_body(step: Step, opsets: dict[str, int]) -> Graph:
     )
 
 
-def node_attributes(step: Step, opsets: dict[str, int]) -> dict[str, object]:
-    """The attributes of the `deepshap_ir::Scan` node that an emitted loop is."""
+def node_attributes(step: Step, opsets: dict[str, int], name: str) -> dict[str, object]:
+    """The attributes of the `deepshap_ir::Scan` node `name` that an emitted loop is."""
     parts = step.attributes
     return {
-        "body": step_as_body(step, opsets),
+        "body": step_as_body(step, opsets, name),
         "n_states": len(parts["before"]),
         "n_sequences": len(parts["elements"]),
         "reverse": parts["reverse"],

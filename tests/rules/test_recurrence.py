@@ -309,3 +309,11 @@ def test_scan_in_numpy(axes: tuple[list[int], list[int]], directions: tuple[list
     ours, theirs = (Runner(model, reference=reference).run(feeds) for reference in (True, False))
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+
+
+def test_nodes_of_a_layer_are_named_after_it() -> None:
+    """So that a rule for a node of the model is for no other."""
+    weights = [np.zeros(shape) for shape in ((16, 3), (16, 4), (32,))]
+    rows = DeepExplainer(as_layer("LSTM", weights, 3), data(2, 3, 3)).rules()
+    assert len({row.node for row in rows}) == len(rows)
+    assert all(row.node.startswith("LSTM_") for row in rows if row.operator in ("MatMul", "Sigmoid", "Tanh", "Mul"))
