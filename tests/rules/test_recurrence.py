@@ -15,7 +15,7 @@ from deepshap_ir.emitter import Emitter, Step, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.extend import Context, Expansion
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.registry import BUILT_IN, RuleSet
+from deepshap_ir.registry import BUILT_IN, Resolver, RuleSet
 from deepshap_ir.runner import Runner
 from deepshap_ir.testing import check_rule, exact_shapley
 from tests.onnx_text import data, parsed
@@ -220,6 +220,7 @@ def loop_background() -> dict[str, Array]:
 
 
 def test_operators_without_a_rule_in_a_body_are_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Resolver()  # registers the built-in rules
     monkeypatch.delitem(BUILT_IN.rules, "Sin")
     with pytest.raises(UnsupportedOperatorError, match=r"No rule for 1 node .*\n  Sin \(opset 18\), node 'inner'"):
         DeepExplainer(loop_model("Sin"), loop_background())
