@@ -240,3 +240,10 @@ def test_cases_of_onnx(module: str) -> None:
     for case in tried:
         inputs: list[Any] = [case.inputs[0].shape, *case.inputs[1:]]  # type: ignore[union-attr]
         check_rule(case.operator, inputs, attributes=case.attributes, opset=case.opset, outputs=2, explained=1)
+
+
+@pytest.mark.parametrize("operator", GATES)
+def test_one_step_of_time_needs_no_loop(operator: str) -> None:
+    graph = one_node_graph(operator, operands(operator, 2, 1), [0], {"hidden_size": H, "direction": "bidirectional"})
+    assert "Scan" not in {node.op_type for node in expand_graph(graph, Resolver()).nodes}
+    layer_check(operator, operands(operator, 2, 1), [0, 5], 0, direction="bidirectional")
