@@ -12,14 +12,28 @@ from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
+from deepshap_ir.pieces import available_cores
 from deepshap_ir.reference_ops import REPAIRED
 
 
 class Backend(Protocol):
-    """Runs programs and keeps their values where it likes."""
+    """Runs programs and keeps their values where it likes.
 
-    def load(self, model: ModelProto, weights: Mapping[str, Array]) -> Any:
-        """Prepare a model; `weights` are the initializers whose numbers it does not hold."""
+    Attributes
+    ----------
+    cores : how many programs it can run side by side.
+    """
+
+    cores: int
+
+    def load(self, model: ModelProto, weights: Mapping[str, Array], alone: bool = True) -> Any:
+        """Prepare a model.
+
+        Parameters
+        ----------
+        weights : the initializers whose numbers it does not hold.
+        alone : it has all cores to itself; otherwise it runs on one.
+        """
 
     def run(self, session: Any, outputs: Sequence[str], feeds: Mapping[str, Any], odd: bool) -> list[Any]:
         """Run it; `odd` says that a piece of this size is rare."""
@@ -44,18 +58,20 @@ class OnnxRuntime:
                 "pip install onnxruntime-gpu"
             )
         self.providers = wanted
+        names = [p if isinstance(p, str) else p[0] for p in wanted]
+        self.cores = (threads or available_cores()) if names == ["CPUExecutionProvider"] else 1
         self.threads = threads
         self._weights: dict[int, tuple[Array, onnxruntime.OrtValue]] = {}
         self._shrink = onnxruntime.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    def load(self, model: ModelProto, weights: Mapping[str, Array]) -> onnxruntime.InferenceSession:
+    def load(self, model: ModelProto, weights: Mapping[str, Array], alone: bool = True) -> onnxruntime.InferenceSession:
         """A session, which reads the weights where they are; ModelError where onnxruntime has no kernel for it."""
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = False
         options.log_severity_level = 3
-        if self.threads:
-            options.intra_op_num_threads = self.threads
+        if self.threads or not alone:
+            options.intra_op_num_threads = self.threads if self.threads and alone else 1
         values = [self._weights.setdefault(id(array), (array, self.put(array)))[1] for array in weights.values()]
         options.add_external_initializers(list(weights), values)
         try:
@@ -86,10 +102,12 @@ class OnnxRuntime:
 class Reference:
     """`onnx.reference`: numpy, the oracle."""
 
+    cores = 1
+
     def __init__(self, new_ops: Sequence[Any] = ()) -> None:
         self.new_ops = list(new_ops)
 
-    def load(self, model: ModelProto, weights: Mapping[str, Array]) -> ReferenceEvaluator:
+    def load(self, model: ModelProto, weights: Mapping[str, Array], alone: bool = True) -> ReferenceEvaluator:
         """An evaluator."""
         whole = ModelProto()
         whole.CopyFrom(model)

@@ -1,36 +1,37 @@
 """Run a plan over data, in pieces that fit the memory.
 
-References are the outer loop and samples the inner one, so each reference's forward pass runs once. Sums over a piece's
-references are in the model's dtype, sums over pieces in float64.
+References are the outer loop and samples the inner one, so each reference's forward pass runs once. Pieces run side by
+side, each on one thread; their results are added up in a fixed order, so that none depends on which was first. Sums
+over a piece's references are in the model's dtype, sums over pieces in float64.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from deepshap_ir.backends import Backend
 from deepshap_ir.batching import dimension
-from deepshap_ir.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Value
+from deepshap_ir.emitter import BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array
+from deepshap_ir.pieces import Pieces, Result, Submit, cut, in_order, length, ranges, workers
 from deepshap_ir.program import Plan, Program, nbytes
+
+T = TypeVar("T")
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
 OwnReferences = Callable[[int], Mapping[str, Array]]
 """A sample's position -> its own references, input name -> ``[B, *shape]``."""
 
-REFERENCES_PER_SUM = 50
-"""Longest float32 sum over references: 1.5e-7 relative, before pieces are added up in float64."""
-CACHE_BYTES = 1 << 21
-"""Small models run in pieces whose widest value has about this size."""
 SHOW_PROGRESS_AFTER = 2.0
 
 
@@ -57,7 +58,7 @@ class Evaluator:
 
     Attributes
     ----------
-    memory_limit : bytes that the values of a piece may take.
+    memory_limit : bytes that the values of the pieces at work may take.
     progress : show a bar: True, False, or None for work over two seconds on a terminal.
     """
 
@@ -65,13 +66,12 @@ class Evaluator:
     backend: Backend
     memory_limit: int
     progress: bool | None = None
-    sessions: dict[str, Any] = field(default_factory=dict)
-    _pieces: dict[tuple[int, int, int], dict[str, int]] = field(default_factory=dict)
+    _sessions: dict[tuple[str, bool], Any] = field(default_factory=dict)
+    _pieces: dict[tuple[int, int, int], Pieces] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sessions = {
-            name: self.backend.load(p.model, p.weights) for name, p in self.plan.programs().items() if p.outputs
-        }
+        for stage in self.plan.programs():
+            self._session(stage, alone=self.backend.cores == 1)
 
     def evaluate(
         self,
@@ -89,133 +89,190 @@ class Evaluator:
         seeds : multipliers of the explained output, ``[K, *shape]``, or ``[K, N, *shape]`` where outputs are ranked.
         """
         n, k = self._count(samples), seeds.shape[0]
-        ranked = seeds.ndim > len(self.plan.result["output",].shape) + 1
         pieces = self.pieces(k, n, n_references)
         total = _Totals(self.plan, k, n)
-        fixed = self._fixed(samples)
-        cache: dict[int, Tensors] = {}
-        own: tuple[slice, Tensors] | None = None
-        with _Bar(self.progress, n * n_references * k) as bar:
-            for b, tile_range in self._rounds(n, n_references, pieces, own=callable(references)):
-                shared: Tensors = {}
-                if not callable(references):
-                    rows = {f"background_{name}": a[b] for name, a in references.items()}
-                    shared = self._run("background", rows | fixed, {BACKGROUND: _length(b)})
-                    total.add("background", shared, slice(0, n), slice(0, k), self.backend)
-                for tile in _ranges(tile_range.stop, pieces[SAMPLE], tile_range.start):
-                    at_samples = self._samples(samples, tile, cache)
-                    if b.start == 0:
-                        total.add("sample", at_samples, tile, slice(0, k), self.backend)
-                    at_references = shared
-                    if callable(references):
-                        if own is None or own[0] != tile:  # asked once for each sample, as its answer may be random
-                            own = (tile, _stacked(references, tile))
-                        at_references = {name: self.backend.put(a[:, b]) for name, a in own[1].items()}
-                    for outputs in _ranges(k, pieces[OUTPUT]):
-                        sizes = {OUTPUT: _length(outputs), SAMPLE: _length(tile), BACKGROUND: _length(b)}
-                        odd = any(sizes[axis] != pieces[axis] for axis in AXES)
-                        seed = seeds[outputs, tile] if ranked else seeds[outputs]
-                        feeds = {**at_references, **at_samples, "seed": self.backend.put(seed)}
-                        found = self._run("explain", feeds, sizes, odd)
-                        total.add("explain", found, tile, outputs, self.backend)
-                    bar.update(_length(tile) * _length(b) * k)
+        with _Bar(self.progress, n * n_references * k) as bar, workers(pieces.workers) as submit:
+            work = _Work(self, submit, pieces, samples, seeds, n, n_references)
+            jobs = work.per_sample(references) if callable(references) else work.shared(references)
+            for job in in_order(jobs, 0 if pieces.workers == 1 else 2 * pieces.workers):
+                total.add(job.stage, job.found(), job.samples, job.outputs, self.backend)
+                bar.update(job.triples)
         return total.rows(n_references)
 
     def outputs(self, samples: Mapping[str, Array]) -> Array:
         """The explained output at samples, ``[N, *shape]``."""
         n = self._count(samples)
         total = _Totals(self.plan, 1, n)
-        for tile in _ranges(n, self.pieces(1, n, 1)[SAMPLE]):
-            total.add("sample", self._samples(samples, tile, {}), tile, slice(0, 1), self.backend)
+        for tile in ranges(n, self.pieces(1, n, 1).sizes[SAMPLE]):
+            feeds = {f"sample_{name}": a[tile] if self.batched(name) else a for name, a in samples.items()}
+            found = self.run("sample", feeds, {SAMPLE: length(tile)})
+            total.add("sample", found, tile, slice(0, 1), self.backend)
         return total.output()
 
     def base(self, references: Mapping[str, Array], samples: Mapping[str, Array], n_references: int) -> Array:
         """The mean output over the references, ``[*shape]``, where no input of `samples` has a batch axis."""
         total = _Totals(self.plan, 1, 1)
-        for b in _ranges(n_references, self.pieces(1, 1, n_references)[BACKGROUND]):
+        for b in ranges(n_references, self.pieces(1, 1, n_references).sizes[BACKGROUND]):
             rows = {f"background_{name}": a[b] for name, a in references.items()}
-            found = self._run("background", rows | self._fixed(samples), {BACKGROUND: _length(b)})
+            found = self.run("background", rows | self.fixed(samples), {BACKGROUND: length(b)})
             total.add("background", found, slice(0, 1), slice(0, 1), self.backend)
         base: Array = total.sums["base",] / n_references
         return base
 
-    def pieces(self, k: int, n: int, b: int) -> dict[str, int]:
-        """Length of a piece along each batch axis, from the liveness of the programs and the memory limit."""
+    def pieces(self, k: int, n: int, b: int) -> Pieces:
+        """How the work is cut, from the liveness of the programs and the memory limit."""
         if (k, n, b) not in self._pieces:
-            self._pieces[k, n, b] = self._cut(k, n, b)
+            self._pieces[k, n, b] = cut(self.plan, self.memory_limit, self.backend.cores, k, n, b)
         return self._pieces[k, n, b]
 
-    def _cut(self, k: int, n: int, b: int) -> dict[str, int]:
-        def peak(sizes: Mapping[str, int]) -> int:
-            return max(program.peak_bytes(sizes) for program in self.plan.programs().values())
-
-        budget = self.memory_limit // 2  # onnxruntime's workspaces and fragmentation take the other half
-        sizes = {OUTPUT: k, SAMPLE: 1, BACKGROUND: min(b, REFERENCES_PER_SUM)}
-        while peak(sizes) > budget and max(sizes.values()) > 1:
-            axis = BACKGROUND if sizes[BACKGROUND] >= sizes[OUTPUT] else OUTPUT
-            sizes[axis] = math.ceil(sizes[axis] / 2)
-        if peak(sizes) > self.memory_limit:
-            warnings.warn(
-                f"one triple of sample, reference and output takes {peak(sizes):,} bytes, more than "
-                f"memory_limit={self.memory_limit:,}; it is run all the same",
-                stacklevel=2,
-            )
-        sizes[BACKGROUND] = _even(b, sizes[BACKGROUND])
-        if not self.plan.explain.steps:
-            return sizes
-        widest = self.plan.explain.widest(sizes)
-        while sizes[SAMPLE] < n:
-            more = sizes | {SAMPLE: min(n, 2 * sizes[SAMPLE])}
-            if peak(more) > budget or nbytes(widest, more) > CACHE_BYTES:
-                break
-            sizes = more
-        sizes[SAMPLE] = _even(n, sizes[SAMPLE])
-        return sizes
-
-    def _count(self, samples: Mapping[str, Array]) -> int:
-        return max((len(a) for name, a in samples.items() if self._batched(name)), default=1)
-
-    def _batched(self, name: str) -> bool:
+    def batched(self, name: str) -> bool:
+        """Whether a model input differs between samples."""
         return any(v.name == f"sample_{name}" and v.axes for v in self._inputs())
 
-    def _fixed(self, samples: Mapping[str, Array]) -> dict[str, Array]:
+    def fixed(self, samples: Mapping[str, Array]) -> dict[str, Array]:
         """What is fed to every program, as all samples share it."""
         names = {v.name for v in self._inputs() if not v.axes}
         return {f"sample_{name}": a for name, a in samples.items() if f"sample_{name}" in names}
 
+    def _count(self, samples: Mapping[str, Array]) -> int:
+        return max((len(a) for name, a in samples.items() if self.batched(name)), default=1)
+
     def _inputs(self) -> list[Value]:
         return [v for p in self.plan.programs().values() for v in p.inputs]
 
-    def _rounds(self, n: int, n_references: int, pieces: Mapping[str, int], own: bool) -> Iterator[tuple[slice, slice]]:
-        """Which references meet which samples, in order: all samples per piece of references, unless these are own."""
-        blocks = list(_ranges(n_references, pieces[BACKGROUND]))
-        if own:
-            yield from ((b, tile) for tile in _ranges(n, pieces[SAMPLE]) for b in blocks)
-        else:
-            yield from ((b, slice(0, n)) for b in blocks)
+    def _session(self, stage: str, alone: bool) -> Any:
+        """The program `stage` on all threads, or on one."""
+        program = self.plan.programs()[stage]
+        if not program.outputs:
+            return None
+        if (stage, alone) not in self._sessions:
+            self._sessions[stage, alone] = self.backend.load(program.model, program.weights, alone)
+        return self._sessions[stage, alone]
 
-    def _samples(self, samples: Mapping[str, Array], tile: slice, cache: dict[int, Tensors]) -> Tensors:
-        """Values of the samples of a tile; kept while they fit in a quarter of the limit."""
-        if tile.start in cache:
-            return cache[tile.start]
-        sizes = {SAMPLE: _length(tile)}
-        feeds = {f"sample_{name}": a[tile] if self._batched(name) else a for name, a in samples.items()}
-        found = self._run("sample", feeds, sizes)
-        if sum(nbytes(v, sizes) for v in self.plan.sample.outputs) * (len(cache) + 1) <= self.memory_limit // 4:
-            cache[tile.start] = found
-        return found
+    def run(
+        self,
+        stage: str,
+        feeds: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        usual: Pieces | None = None,
+    ) -> Tensors:
+        """Outputs of a program by value name, with the fed values passed through.
 
-    def _run(self, stage: str, feeds: Mapping[str, Any], sizes: Mapping[str, int], odd: bool = False) -> Tensors:
-        """Outputs of a program by value name, with the fed values passed through."""
+        Parameters
+        ----------
+        sizes : axis -> length here.
+        usual : the pieces of this work.
+        """
         program: Program = self.plan.programs()[stage]
         values = {name: self.backend.put(a) if isinstance(a, np.ndarray) else a for name, a in feeds.items()}
-        if stage not in self.sessions:
+        session = self._session(stage, alone=usual is None or usual.workers == 1)
+        if session is None:
             return values
         given = {v.name: values[v.name] for v in program.inputs}
         given |= {dimension(a): self.backend.put(np.array([sizes[a]], np.int64)) for a in program.dimensions}
         names = [o.name for o in program.model.graph.output]
-        found = self.backend.run(self.sessions[stage], names, given, odd)
+        odd = usual is not None and any(sizes[axis] != usual.sizes[axis] for axis in sizes)
+        found = self.backend.run(session, names, given, odd)
         return values | {v.name: array for v, array in zip(program.outputs, found, strict=True)}
+
+
+@dataclass
+class _Job:
+    """A run of a program, under way: `found` waits for its values. `triples` are done with it."""
+
+    stage: str
+    samples: slice
+    outputs: slice
+    found: Result[Tensors]
+    triples: int = 0
+
+
+@dataclass
+class _Work:
+    """The runs of an evaluation, in the order in which they are started and their results added up."""
+
+    evaluator: Evaluator
+    submit: Submit[Tensors]
+    pieces: Pieces
+    all_samples: Mapping[str, Array]
+    seeds: Array
+    n: int
+    n_references: int
+    _kept: dict[int, Result[Tensors]] = field(default_factory=dict)
+
+    def shared(self, references: Mapping[str, Array]) -> Iterator[_Job]:
+        """All samples meet the same references, as many blocks of these at a time as there are workers."""
+        fixed = self.evaluator.fixed(self.all_samples)
+        for blocks in self._together(ranges(self.n_references, self.pieces.sizes[BACKGROUND])):
+            at_references = []
+            for b in blocks:
+                rows = {f"background_{name}": a[b] for name, a in references.items()} | fixed
+                at_references.append((b, self._start("background", rows, {BACKGROUND: length(b)})))
+            for _, found in at_references:
+                yield _Job("background", slice(0, self.n), self._every_output, found)
+            for tiles in self._together(self._tiles()):
+                at_samples = [(tile, self._samples(tile)) for tile in tiles]
+                if blocks[0].start == 0:
+                    for tile, values in at_samples:
+                        yield _Job("sample", tile, self._every_output, values)
+                for tile, values in at_samples:
+                    for b, found in at_references:
+                        yield from self._explained(tile, b, values, found)
+
+    def per_sample(self, references: OwnReferences) -> Iterator[_Job]:
+        """Each sample has references of its own."""
+        for tiles in self._together(self._tiles()):
+            at_samples = [(tile, self._samples(tile)) for tile in tiles]
+            for tile, values in at_samples:
+                yield _Job("sample", tile, self._every_output, values)
+                own = _stacked(references, tile)  # asked once for each sample, as the answer may be random
+                for b in ranges(self.n_references, self.pieces.sizes[BACKGROUND]):
+                    rows = {name: self.evaluator.backend.put(a[:, b]) for name, a in own.items()}
+                    yield from self._explained(tile, b, values, partial(_same, rows))
+
+    def _together(self, blocks: Iterator[slice]) -> Iterator[list[slice]]:
+        """As many at a time as there are workers, so that none waits for the first."""
+        while some := list(islice(blocks, self.pieces.workers)):
+            yield some
+
+    def _explained(
+        self, tile: slice, b: slice, at_samples: Result[Tensors], at_references: Result[Tensors]
+    ) -> Iterator[_Job]:
+        k, shape = len(self.seeds), self.evaluator.plan.result["output",].shape
+        ranked = self.seeds.ndim > len(shape) + 1
+        for outputs in ranges(k, self.pieces.sizes[OUTPUT]):
+            sizes = {OUTPUT: length(outputs), SAMPLE: length(tile), BACKGROUND: length(b)}
+            seed = self.evaluator.backend.put(self.seeds[outputs, tile] if ranked else self.seeds[outputs])
+            task = partial(self._pairs, at_samples, at_references, seed, sizes)
+            yield _Job("explain", tile, outputs, self.submit(task), math.prod(sizes.values()))
+
+    def _pairs(
+        self, at_samples: Result[Tensors], at_references: Result[Tensors], seed: Any, sizes: Mapping[str, int]
+    ) -> Tensors:
+        feeds = {**at_references(), **at_samples(), "seed": seed}
+        return self.evaluator.run("explain", feeds, sizes, self.pieces)
+
+    def _samples(self, tile: slice) -> Result[Tensors]:
+        """Values of the samples of a tile; kept while they fit in a quarter of the limit."""
+        if tile.start in self._kept:
+            return self._kept[tile.start]
+        sizes, batched = {SAMPLE: length(tile)}, self.evaluator.batched
+        feeds = {f"sample_{name}": a[tile] if batched(name) else a for name, a in self.all_samples.items()}
+        found = self._start("sample", feeds, sizes)
+        size = sum(nbytes(v, sizes) for v in self.evaluator.plan.sample.outputs)
+        if size * (len(self._kept) + 1) <= self.evaluator.memory_limit // 4:
+            self._kept[tile.start] = found
+        return found
+
+    def _start(self, stage: str, feeds: Mapping[str, Any], sizes: Mapping[str, int]) -> Result[Tensors]:
+        return self.submit(partial(self.evaluator.run, stage, feeds, sizes, self.pieces))
+
+    def _tiles(self) -> Iterator[slice]:
+        return ranges(self.n, self.pieces.sizes[SAMPLE])
+
+    @property
+    def _every_output(self) -> slice:
+        return slice(0, len(self.seeds))
 
 
 class _Totals:
@@ -286,15 +343,5 @@ def _stacked(references: OwnReferences, tile: slice) -> Tensors:
     return {f"background_{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _ranges(stop: int, piece: int, start: int = 0) -> Iterator[slice]:
-    for first in range(start, stop, piece):
-        yield slice(first, min(stop, first + piece))
-
-
-def _even(total: int, most: int) -> int:
-    """The length of the pieces when `total` is cut as evenly as can be into pieces of at most `most`."""
-    return math.ceil(total / math.ceil(total / most))
-
-
-def _length(block: slice) -> int:
-    return int(block.stop - block.start)
+def _same(value: T) -> T:
+    return value

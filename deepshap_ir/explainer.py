@@ -80,7 +80,7 @@ class DeepExplainer:
     progress
         True or False for a progress bar; None: for work of more than two seconds, on a terminal.
     threads
-        Threads of onnxruntime; its own choice by default.
+        How many; by default as many as there are cores. Pieces of the work run side by side, each on one thread.
     options
         Choices among rules: ``{"max_pooling": "shapley"}``.
 

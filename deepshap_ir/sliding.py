@@ -54,6 +54,11 @@ class Windows:
         return [*self.before, *self.after]
 
     @property
+    def overlap(self) -> bool:
+        """Whether two windows may share an element."""
+        return any(s < span for s, span in zip(self.strides, self.spans, strict=True))
+
+    @property
     def spans(self) -> list[int]:
         """From the first to the last element of a window."""
         return [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]

@@ -20,9 +20,9 @@ def max_pool(ctx: Context, m: Sequence[Value | None]) -> Value:
     if m[0] is None:
         return ctx.op.zeros(ctx.shape(), ctx.as_float(ctx.x()).dtype)
     windows = Windows.of(ctx, ctx.attribute("kernel_shape"), ctx.shape()[2:], m[0].shape[2:])
-    exact = uses_shapley(ctx, "max_pooling", "shap")
-    parts = shapley(ctx, windows, m[0]) if exact else winners(ctx, windows, m[0])
-    return joined(parts, windows)
+    if uses_shapley(ctx, "max_pooling", "shap"):
+        return joined(shapley(ctx, windows, m[0]), windows)
+    return winners(ctx, windows, m[0])
 
 
 def winners(ctx: Context, windows: Windows, m: Value) -> Value:
@@ -31,17 +31,18 @@ def winners(ctx: Context, windows: Windows, m: Value) -> Value:
     One of the two is 0. So with ``d = y - y0`` all goes to one element j, the sample's winner if ``d >= 0``, else the
     reference's, with the multiplier ``d / (x_j - x0_j)``. It lies in [0, 1], as ``|x_j - x0_j| >= |d|``. Of equal
     elements the first wins.
-
-    Returns
-    -------
-    ``[n, C, elements of a window, windows]``
     """
     op, planes = ctx.op, [*ctx.shape()[:2], -1]
     d = op.Reshape(ctx.delta_y(), planes)
     j = op.Where(d >= 0.0, winner(ctx, ctx.x()), winner(ctx, ctx.x0()))
     picked = op.GatherElements(op.Reshape(ctx.delta_x(), planes), j, axis=2)
+    given = ratio(d, picked) * op.Reshape(m, planes)
+    if windows.overlap:  # to scatter is faster than to spell out every element of every window
+        nothing = op.Reshape(op.zeros(ctx.shape(), given.dtype), planes)
+        whole = op.ScatterElements(nothing, j, given, axis=2, reduction="add")
+        return op.Reshape(whole, list(ctx.shape()))
     chosen = op.cast(op.Equal(op.Unsqueeze(j, [2]), op.constant(positions(windows))), d.dtype)
-    return chosen * op.Unsqueeze(ratio(d, picked) * op.Reshape(m, planes), [2])
+    return joined(chosen * op.Unsqueeze(given, [2]), windows)
 
 
 def shapley(ctx: Context, windows: Windows, m: Value) -> Value:

@@ -1,8 +1,8 @@
 """RNN, LSTM and GRU are loops over time: `deepshap_ir.rules.recurrence` differentiates their equations.
 
-Gates go by rescale, and a gate times a signal by the midpoint rule, as these are the rules of the operators in the loop.
-The product of input and weights is in the loop too: outside it would be one product over all of time forward, but
-backward the multipliers of all gates, ``[T, G H]`` per pair of rows, would have to be kept for it.
+Gates go by rescale, and a gate times a signal by the midpoint rule, the rules of the operators in the loop. The product
+of input and weights is in the loop too: outside it would be one product over all of time forward, but backward the
+multipliers of all gates, ``[T, G H]`` per pair of rows, would have to be kept for it.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ def test_an_interruption_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyP
     before = model.SerializeToString()
     e = DeepExplainer(model, BACKGROUND)
     expected = e.shap_values(SAMPLES)
-    usual, runs = Evaluator._run, []
+    usual, runs = Evaluator.run, []
 
     def interrupted(self: Evaluator, *arguments: Any, **options: Any) -> Any:
         runs.append(arguments[0])
@@ -317,7 +317,7 @@ def test_an_interruption_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyP
         return usual(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_run", interrupted)
+        patch.setattr(Evaluator, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             e.shap_values(SAMPLES)
     assert "explain" in runs

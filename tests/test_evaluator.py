@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -19,9 +20,10 @@ from onnx import ModelProto
 from deepshap_ir import DeepExplainer, InputError, ModelError
 from deepshap_ir.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.emitter import BACKGROUND, OUTPUT, SAMPLE
-from deepshap_ir.evaluator import REFERENCES_PER_SUM, Evaluator, Rows
+from deepshap_ir.evaluator import Evaluator, Rows
 from deepshap_ir.importer import import_model
 from deepshap_ir.memory import available_memory
+from deepshap_ir.pieces import REFERENCES_PER_SUM, Pieces, cut
 from deepshap_ir.program import Plan, build_plan
 from deepshap_ir.registry import Resolver
 from tests.onnx_text import data, parsed
@@ -40,16 +42,16 @@ def plan_of(**options: Any) -> Plan:
     return build_plan(graph, Resolver(), explained=["x"], **options)
 
 
-class Pieces(Evaluator):
+class Given(Evaluator):
     """An evaluator with given pieces."""
 
-    def cut(self, **lengths: int) -> Pieces:
-        self.lengths = lengths
+    def cut(self, workers: int = 1, **lengths: int) -> Given:
+        self.lengths, self.workers = lengths, workers
         return self
 
-    def pieces(self, k: int, n: int, b: int) -> dict[str, int]:
+    def pieces(self, k: int, n: int, b: int) -> Pieces:
         most = {OUTPUT: k, SAMPLE: n, BACKGROUND: b}
-        return {axis: min(self.lengths[axis], most[axis]) for axis in most}
+        return Pieces({axis: min(self.lengths[axis], most[axis]) for axis in most}, self.workers)
 
 
 def rows(count: int, seed: int) -> Array:
@@ -92,13 +94,17 @@ def test_any_pieces_give_the_same_sums(options: dict[str, Any]) -> None:
     seeds = np.stack([SEEDS] * N, axis=1) if options.get("ranked") else SEEDS
     if options.get("ranked"):
         seeds = seeds * data(N, 1, K, seed=5)
-    whole = Pieces(plan, Reference(), HUGE).cut(output=K, sample=N, background=B)
+    whole = Given(plan, Reference(), HUGE).cut(output=K, sample=N, background=B)
     expected = whole.evaluate(SAMPLES, references, seeds, B)
     assert all(np.abs(array).max() > 0 for role, array in expected.sums.items() if role[0] != "residual")
-    evaluator = Pieces(plan, OnnxRuntime(threads=1), HUGE)
+    evaluator = Given(plan, OnnxRuntime(threads=1), HUGE)
     for k, n, b in LENGTHS:
         got = evaluator.cut(output=k, sample=n, background=b).evaluate(SAMPLES, references, seeds, B)
         assert_same(got, expected)
+        for workers in (2, 5):  # the sums are added up in one order whatever the threads do
+            parallel = evaluator.cut(workers, output=k, sample=n, background=b)
+            for role, array in parallel.evaluate(SAMPLES, references, seeds, B).sums.items():
+                np.testing.assert_array_equal(array, got.sums[role])
 
 
 @pytest.mark.parametrize("limit", [1, 3_000, 20_000, 200_000, HUGE])
@@ -115,15 +121,36 @@ def test_any_memory_limit_gives_the_same_sums(limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [1_000, 10_000, 100_000, 10_000_000])
 @pytest.mark.parametrize(("k", "n", "b"), [(1, 1, 1), (3, 7, 11), (10, 1000, 1000), (1000, 3, 7)])
+@pytest.mark.parametrize("cores", [1, 2, 16])
 @pytest.mark.filterwarnings("ignore:one triple")
-def test_pieces_fit_the_limit(limit: int, k: int, n: int, b: int) -> None:
-    evaluator = Evaluator(plan_of(), Reference(), limit)
-    pieces = evaluator.pieces(k, n, b)
-    assert 1 <= pieces[OUTPUT] <= k
-    assert 1 <= pieces[SAMPLE] <= n
-    assert 1 <= pieces[BACKGROUND] <= min(b, REFERENCES_PER_SUM)
-    peaks = [program.peak_bytes(pieces) for program in evaluator.plan.programs().values()]
-    assert max(peaks) <= limit or set(pieces.values()) == {1}
+def test_pieces_fit_the_limit(cores: int, limit: int, k: int, n: int, b: int) -> None:
+    plan = plan_of()
+    pieces = cut(plan, limit, cores, k, n, b)
+    assert 1 <= pieces.sizes[OUTPUT] <= k
+    assert 1 <= pieces.sizes[SAMPLE] <= n
+    assert 1 <= pieces.sizes[BACKGROUND] <= min(b, REFERENCES_PER_SUM)
+    assert pieces.workers <= max(1, k * n * b)
+    peaks = [program.peak_bytes(pieces.sizes) for program in plan.programs().values()]
+    assert max(peaks) * pieces.workers <= limit or (set(pieces.sizes.values()), pieces.workers) == ({1}, 1)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "b", "workers"),
+    [(1, 1, 1, 1), (1, 1, 100, 4), (1, 100, 1, 4), (1, 2, 1, 2), (3, 1, 1, 1), (1, 1000, 1000, 4)],
+)
+def test_pieces_run_side_by_side_where_there_are_enough(k: int, n: int, b: int, workers: int) -> None:
+    pieces = cut(plan_of(), HUGE, 4, k, n, b)
+    assert pieces.workers == workers
+    lengths = {OUTPUT: k, SAMPLE: n, BACKGROUND: b}
+    assert math.prod(math.ceil(lengths[axis] / size) for axis, size in pieces.sizes.items()) >= workers
+
+
+def test_a_failure_in_a_thread_is_raised() -> None:
+    evaluator = Given(plan_of(own_references=True), OnnxRuntime(threads=2), HUGE).cut(
+        2, output=1, sample=1, background=1
+    )
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        evaluator.evaluate(SAMPLES, lambda i: {"x": np.zeros((B, 1, 3), np.float32)}, SEEDS, B)
 
 
 # --- how often things run
@@ -133,11 +160,12 @@ def test_pieces_fit_the_limit(limit: int, k: int, n: int, b: int) -> None:
 class Counting:
     """onnxruntime, and how many rows of each program it runs."""
 
+    cores = 1
     inner: OnnxRuntime = field(default_factory=lambda: OnnxRuntime(threads=1))
     rows: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
 
-    def load(self, model: ModelProto, weights: Mapping[str, Array]) -> Any:
+    def load(self, model: ModelProto, weights: Mapping[str, Array], alone: bool = True) -> Any:
         names = {value.name for value in model.graph.input}
         stage = "explain" if "seed" in names else "background" if "background_x" in names else "sample"
         return stage, self.inner.load(model, weights)
@@ -158,7 +186,7 @@ class Counting:
 
 def test_no_forward_pass_is_repeated() -> None:
     backend = Counting()
-    evaluator = Pieces(plan_of(), backend, HUGE).cut(output=2, sample=3, background=4)
+    evaluator = Given(plan_of(), backend, HUGE).cut(output=2, sample=3, background=4)
     evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B)
     assert backend.rows == {"background": B, "sample": N}
     assert backend.runs == {"background": 3, "sample": 3, "explain": 3 * 3 * 2}
@@ -166,7 +194,7 @@ def test_no_forward_pass_is_repeated() -> None:
 
 def test_samples_run_again_only_where_their_values_do_not_fit() -> None:
     backend = Counting()
-    evaluator = Pieces(plan_of(), backend, 1).cut(output=3, sample=3, background=4)
+    evaluator = Given(plan_of(), backend, 1).cut(output=3, sample=3, background=4)
     evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B)
     assert backend.rows == {"background": B, "sample": 3 * N}
 
@@ -180,7 +208,7 @@ def test_references_of_a_sample_are_asked_for_once() -> None:
         return {"x": rng.normal(size=(B, 1, 4)).astype(np.float32)}
 
     plan = plan_of(own_references=True)
-    evaluator = Pieces(plan, OnnxRuntime(threads=1), HUGE).cut(output=1, sample=2, background=3)
+    evaluator = Given(plan, OnnxRuntime(threads=1), HUGE).cut(output=1, sample=2, background=3)
     got = evaluator.evaluate(SAMPLES, references, SEEDS, B)
     assert asked == dict.fromkeys(range(N), 1)
     total = got.sums["sum", "x"].sum((-1, -2)).T / B
@@ -281,7 +309,7 @@ def test_the_bar_counts_all_triples(monkeypatch: pytest.MonkeyPatch) -> None:
             self.closed = True
 
     monkeypatch.setattr(module, "tqdm", Bar)
-    evaluator = Pieces(plan_of(), Reference(), HUGE).cut(output=2, sample=3, background=4)
+    evaluator = Given(plan_of(), Reference(), HUGE).cut(output=2, sample=3, background=4)
     evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B)
     (bar,) = bars
     assert bar.total == bar.done == K * N * B

@@ -120,7 +120,7 @@ def test_a_thousand_steps() -> None:
     explained = explainer.shap_values(x)
     assert explained.shape == (2, 1000, 8, 16)
     plan = explainer._evaluator().plan
-    pieces = explainer._evaluator().pieces(16, 2, 20)
+    pieces = explainer._evaluator().pieces(16, 2, 20).sizes
     assert plan.explain.peak_bytes(pieces) <= 20e6
     assert plan.explain.peak_bytes({"output": 16, "sample": 2, "background": 20}) > 20e6
     assert len(plan.explain.model.graph.node) < 100
