@@ -23,12 +23,12 @@ from onnx.backend.test.loader import load_model_tests
 from rich.console import Console
 from rich.table import Table
 
-from deepshap_ir.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import DeepShapError
 from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Graph
-from deepshap_ir.importer import import_model
-from deepshap_ir.registry import Resolver
+from deepshap_ir.importing.importer import import_model
 from deepshap_ir.testing import Runner, exact_shapley
 
 Array = NDArray[Any]

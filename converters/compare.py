@@ -8,10 +8,10 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from deepshap_ir.errors import InputError, ModelError
-from deepshap_ir.feeds import Array, InputSpec, rows, take
-from deepshap_ir.half import has_half, raise_half
-from deepshap_ir.runner import Runner
-from deepshap_ir.verify import HALF_TOLERANCE, TOLERANCE
+from deepshap_ir.importing.feeds import Array, InputSpec, rows, take
+from deepshap_ir.importing.half import has_half, raise_half
+from deepshap_ir.importing.runner import Runner
+from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE
 
 __all__ = ["HALF_TOLERANCE", "TOLERANCE", "compare", "some_rows"]
 

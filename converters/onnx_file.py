@@ -13,7 +13,7 @@ ACCEPTS = "an ONNX model: a path, bytes, a binary file, an onnx.ModelProto or an
 
 
 def takes(model: Any) -> bool:
-    """Tell whether `deepshap_ir.load.load_model` reads `model`."""
+    """Tell whether `deepshap_ir.importing.load.load_model` reads `model`."""
     kept = (str, os.PathLike, bytes, bytearray, memoryview, ModelProto)
     return isinstance(model, kept) or hasattr(model, "read") or comes_from(model, "onnx_ir", "Model")
 

@@ -13,7 +13,7 @@ import numpy as np
 from deepshap_ir.converters.compare import some_rows
 from deepshap_ir.converters.registry import Conversion, Settings, comes_from
 from deepshap_ir.errors import InputError, MissingDependencyError, ModelError
-from deepshap_ir.feeds import Array, as_array, is_list, suggest
+from deepshap_ir.importing.feeds import Array, as_array, is_list, suggest
 
 if TYPE_CHECKING:
     from torch import nn

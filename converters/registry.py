@@ -13,7 +13,7 @@ import numpy as np
 
 from deepshap_ir.converters.compare import TOLERANCE, compare
 from deepshap_ir.errors import InputError, ModelError
-from deepshap_ir.feeds import Array
+from deepshap_ir.importing.feeds import Array
 
 BUILT_IN = {
     "pytorch": "deepshap_ir.converters.pytorch",
@@ -49,7 +49,7 @@ class Conversion:
 
     Attributes
     ----------
-    model : as `deepshap_ir.load.load_model` takes it.
+    model : as `deepshap_ir.importing.load.load_model` takes it.
     output : name or index of the explained output in it; None for its only float output.
     at : names of the places that get the attributions, none for the inputs.
     hold : what of the user's ``hold=`` is left for the importer.

@@ -17,11 +17,11 @@ from deepshap_ir.converters.compare import HALF_TOLERANCE, TOLERANCE
 from deepshap_ir.converters.registry import comes_from
 from deepshap_ir.converters.torch_functions import spelled_out
 from deepshap_ir.converters.torch_state import quiet, unchanged
-from deepshap_ir.dependence import dependence
 from deepshap_ir.errors import InputError, ModelError
-from deepshap_ir.feeds import Array, InputSpec, as_array, suggest, take
-from deepshap_ir.runner import newest_opset, one_line
-from deepshap_ir.subgraphs import all_names, fresh, rename
+from deepshap_ir.importing.dependence import dependence
+from deepshap_ir.importing.feeds import Array, InputSpec, as_array, suggest, take
+from deepshap_ir.importing.runner import newest_opset, one_line
+from deepshap_ir.importing.subgraphs import all_names, fresh, rename
 
 if TYPE_CHECKING:
     import torch

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from deepshap_ir.attribution import Attributions, Layout, gather
-from deepshap_ir.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.canonical import canonicalise
 from deepshap_ir.converters.registry import Conversion, Settings, convert, find
-from deepshap_ir.diagnosis import describe_leaks, first_non_finite
+from deepshap_ir.engine.attribution import Attributions, Layout, gather
+from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.engine.diagnosis import describe_leaks, first_non_finite
+from deepshap_ir.engine.evaluator import Evaluator, Rows
+from deepshap_ir.engine.expand import expand_graph
+from deepshap_ir.engine.memory import available_memory
+from deepshap_ir.engine.program import Plan, build_plan
+from deepshap_ir.engine.recurrence import affected, in_bodies, is_loop
+from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet, rule_set
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
-from deepshap_ir.evaluator import Evaluator, Rows
-from deepshap_ir.expand import expand_graph
 from deepshap_ir.explanation import make_explanation
-from deepshap_ir.feeds import as_array, columns
 from deepshap_ir.graph import Array, Graph
-from deepshap_ir.importer import Imported, import_model
-from deepshap_ir.memory import available_memory
-from deepshap_ir.program import Plan, build_plan
-from deepshap_ir.recurrence import affected, in_bodies, is_loop
-from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
+from deepshap_ir.importing.feeds import as_array, columns
+from deepshap_ir.importing.importer import Imported, import_model
+from deepshap_ir.joins.canonical import canonicalise
 
 TOLERANCE = 1e-4
 """Largest gap of the sum, relative to the largest of |f(x)|, mean |f(x0)| and the mean sum of |contributions|."""

@@ -14,13 +14,13 @@ multiplier per node input, None where the input does not vary; or just the one m
 are those of one example. A multiplier may have the shape of the input or the one that it is broadcast to.
 """
 
-from deepshap_ir.context import Context, Expansion
-from deepshap_ir.emitter import Emitter, Value
+from deepshap_ir.engine.context import Context, Expansion
+from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.engine.registry import RuleSet, expand, rule
+from deepshap_ir.engine.resizing import resized_axes
+from deepshap_ir.engine.sliding import Windows
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Array, Graph, Node
-from deepshap_ir.registry import RuleSet, expand, rule
-from deepshap_ir.resizing import resized_axes
-from deepshap_ir.sliding import Windows
 
 __all__ = [
     "Array",

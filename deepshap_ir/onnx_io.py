@@ -11,8 +11,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.runner import newest_ir_version
-from deepshap_ir.subgraphs import captured, fresh, renamed
+from deepshap_ir.importing.runner import newest_ir_version
+from deepshap_ir.importing.subgraphs import captured, fresh, renamed
 
 INTERNAL_DOMAIN = "deepshap_ir"
 """Domain of nodes that the importer joins: their attribute ``body`` is a `Graph` of standard operators."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepshap_ir.commands.results import Result, check_folder, feature_labels, whole_file
 from deepshap_ir.errors import InputError, MissingDependencyError
 from deepshap_ir.explanation import Explanation
-from deepshap_ir.results import Result, check_folder, feature_labels, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

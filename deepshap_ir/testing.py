@@ -24,14 +24,14 @@ import numpy as np
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from deepshap_ir.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.emitter import onnx_node
-from deepshap_ir.evaluator import Evaluator
-from deepshap_ir.expand import expand_graph
+from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.engine.emitter import onnx_node
+from deepshap_ir.engine.evaluator import Evaluator
+from deepshap_ir.engine.expand import expand_graph
+from deepshap_ir.engine.program import Plan, build_plan
+from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet, rule_set
 from deepshap_ir.graph import Array, Graph, Node
-from deepshap_ir.program import Plan, build_plan
-from deepshap_ir.reference_ops import REPAIRED
-from deepshap_ir.registry import Resolver, RuleFunction, RuleSet, rule_set
+from deepshap_ir.reference.operators import REPAIRED
 
 Domain = tuple[float, float] | Callable[[np.random.Generator, tuple[int, ...]], Array]
 EVERYTHING = 1 << 30

@@ -75,7 +75,7 @@ KNOWN: Mapping[str, Secant] = {
     "Swish": swish,
     "Tanh": tanh,
 }
-"""Operators that `deepshap_ir.known` recognises, spelled with others: the secant of the operator itself."""
+"""Operators that `deepshap_ir.joins.known` recognises, spelled with others: the secant of the operator itself."""
 
 
 @rule(*(f"deepshap_ir::{name}" for name in KNOWN))

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, parser
 
 from deepshap_ir.graph import Graph
-from deepshap_ir.importer import Imported
+from deepshap_ir.importing.importer import Imported
+from deepshap_ir.importing.runner import Runner
 from deepshap_ir.onnx_io import graph_to_model
-from deepshap_ir.runner import Runner
 
 Array = NDArray[Any]
 

@@ -20,7 +20,7 @@ from deepshap_ir import (
     RuleError,
     UnsupportedOperatorError,
 )
-from deepshap_ir.emitter import Emitter
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.extend import Context, Value
 from tests.onnx_text import Array, data, parsed
 
@@ -75,11 +75,11 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 
 def test_an_operator_without_a_rule_is_an_error_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepshap_ir.registry import Resolver
+    from deepshap_ir.engine.registry import Resolver
 
     usual = Resolver.rule
     monkeypatch.setattr(Resolver, "rule", lambda self, node: None if node.op_type == "Tanh" else usual(self, node))
-    monkeypatch.setattr("deepshap_ir.expand._has_body", lambda node: False)
+    monkeypatch.setattr("deepshap_ir.engine.expand._has_body", lambda node: False)
     with pytest.raises(
         UnsupportedOperatorError,
         match=r"No rule for 1 node between the explained inputs and the output:\n"
@@ -302,7 +302,7 @@ def test_a_gap_within_the_tolerance_passes() -> None:
 
 
 def test_an_interruption_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepshap_ir.evaluator import Evaluator
+    from deepshap_ir.engine.evaluator import Evaluator
 
     model = parsed(NET)
     before = model.SerializeToString()

@@ -481,7 +481,7 @@ def test_a_reference_explained_by_itself_has_no_contributions() -> None:
 
 def test_outputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """More outputs than fit one array of seeds."""
-    import deepshap_ir.attribution as module
+    import deepshap_ir.engine.attribution as module
 
     expected = explainer()(SAMPLES)
     ledger = explainer().ledger(SAMPLES)

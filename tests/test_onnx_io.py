@@ -9,10 +9,10 @@ from onnx import GraphProto, numpy_helper
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.importer import import_model
+from deepshap_ir.importing.importer import import_model
+from deepshap_ir.importing.runner import Runner
+from deepshap_ir.importing.trace import complete_shapes
 from deepshap_ir.onnx_io import INTERNAL_DOMAIN, attribute_proto, attribute_value, graph_to_model
-from deepshap_ir.runner import Runner
-from deepshap_ir.trace import complete_shapes
 from tests.onnx_text import data, parsed
 
 
@@ -60,7 +60,7 @@ def test_a_batch_can_be_declared() -> None:
 
 
 def test_a_model_over_two_gigabytes_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepshap_ir.runner._MAX_PROTO_BYTES", 1000)
+    monkeypatch.setattr("deepshap_ir.importing.runner._MAX_PROTO_BYTES", 1000)
     model = parsed("{ y = MatMul(x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(data(4, 4000), "w"))
     assert import_model(model, data(3, 4)).graph.shapes["y"] == (1, 4000)

@@ -113,7 +113,7 @@ def test_the_wheel_carries_its_license_and_its_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         contents = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if "dist-info/" in name}
     assert contents["LICENSE"].startswith("MIT License")
-    assert "deepshap = deepshap_ir.cli:main" in contents["entry_points.txt"]
+    assert "deepshap = deepshap_ir.commands.cli:main" in contents["entry_points.txt"]
 
 
 def test_no_optional_package_is_imported_before_it_is_used() -> None:

@@ -11,10 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from deepshap_ir import plots
+from deepshap_ir.commands.results import Result
 from deepshap_ir.errors import InputError, MissingDependencyError
 from deepshap_ir.explanation import make_explanation
 from deepshap_ir.plots import check_picture, draw, kind, plot_result, shown_samples
-from deepshap_ir.results import Result
 
 OUTPUTS = ["cat", "dog", "emu", "fox"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deepshap_ir.demo import write_digits
-from deepshap_ir.registry import collected
+from deepshap_ir.commands.demo import write_digits
+from deepshap_ir.engine.registry import collected
 
 README = Path(__file__).parents[1] / "README.md"
 GUIDE = Path(__file__).parents[1] / "rules" / "README.md"

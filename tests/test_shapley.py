@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto
 
 from deepshap_ir import DeepExplainer
-from deepshap_ir.runner import Runner
+from deepshap_ir.importing.runner import Runner
 from deepshap_ir.testing import exact_shapley
 from tests.onnx_text import Array, data, parsed
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 
-from deepshap_ir.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, one_node_graph
 
 Array = NDArray[Any]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import OnnxRuntime, Reference
-from deepshap_ir.canonical import canonicalise
-from deepshap_ir.emitter import INTERNAL
+from deepshap_ir.engine.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.registry import Resolver, rule_set
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.importer import import_model
-from deepshap_ir.known import FUNCTIONS, POINTS, recognise
-from deepshap_ir.registry import Resolver, rule_set
+from deepshap_ir.importing.importer import import_model
+from deepshap_ir.joins.canonical import canonicalise
+from deepshap_ir.joins.known import FUNCTIONS, POINTS, recognise
 from deepshap_ir.rules.composite import elementwise
 from deepshap_ir.testing import Runner, check_rule, exact_shapley
 from tests.onnx_text import data, parsed

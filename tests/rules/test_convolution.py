@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import Reference
-from deepshap_ir.program import build_plan
-from deepshap_ir.registry import Resolver
+from deepshap_ir.engine.backends import Reference
+from deepshap_ir.engine.program import build_plan
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 from tests.rules.onnx_cases import node_cases
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.registry import BUILT_IN
+from deepshap_ir.engine.registry import BUILT_IN
 from deepshap_ir.testing import check_rule
 
 DEPTH = np.array(3.0)

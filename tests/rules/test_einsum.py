@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import Reference
-from deepshap_ir.emitter import Emitter
+from deepshap_ir.engine.backends import Reference
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import RuleError
-from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.einsum import adjoint, parse
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 

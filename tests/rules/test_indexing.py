@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.emitter import Emitter
+from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.evaluator import Evaluator
+from deepshap_ir.engine.program import build_plan
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.walker import Walker
 from deepshap_ir.errors import RuleError
-from deepshap_ir.evaluator import Evaluator
-from deepshap_ir.program import build_plan
-from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
-from deepshap_ir.walker import Walker
 from tests.rules.onnx_cases import node_cases
 
 RNG = np.random.default_rng(6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deepshap_ir.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.extend import Array, Context, Node, Value
-from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.max_pooling import max_pool
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 from tests.rules.onnx_cases import Case, node_cases

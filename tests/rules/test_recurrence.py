@@ -10,13 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
-from deepshap_ir import DeepExplainer, recurrence
-from deepshap_ir.emitter import Emitter, Step, Value
+from deepshap_ir import DeepExplainer
+from deepshap_ir.engine import recurrence
+from deepshap_ir.engine.emitter import Emitter, Step, Value
+from deepshap_ir.engine.registry import BUILT_IN, Resolver, RuleSet
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.extend import Context, Expansion
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.registry import BUILT_IN, Resolver, RuleSet
-from deepshap_ir.runner import Runner
+from deepshap_ir.importing.runner import Runner
 from deepshap_ir.testing import check_rule, exact_shapley
 from tests.onnx_text import data, parsed
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deepshap_ir.engine.expand import expand_graph
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import RuleError
-from deepshap_ir.expand import expand_graph
+from deepshap_ir.importing.runner import Runner
 from deepshap_ir.onnx_io import graph_to_model
-from deepshap_ir.registry import Resolver
-from deepshap_ir.runner import Runner
 from deepshap_ir.testing import check_rule, exact_shapley, one_node_graph
 from tests.rules.onnx_cases import node_cases
 

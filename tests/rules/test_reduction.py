@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import Reference
-from deepshap_ir.emitter import Emitter
+from deepshap_ir.engine.backends import Reference
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.walker import Walker
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
-from deepshap_ir.registry import Resolver
 from deepshap_ir.testing import Runner, check_rule, one_node_graph
-from deepshap_ir.walker import Walker
 from tests.rules.onnx_cases import node_cases
 
 

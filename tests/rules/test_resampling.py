@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from deepshap_ir.engine.resizing import resized_axes
 from deepshap_ir.errors import RuleError
-from deepshap_ir.resizing import resized_axes
 from deepshap_ir.testing import check_rule
 
 RNG = np.random.default_rng(0)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.extend import Array, Context, Value
-from deepshap_ir.registry import Resolver
 from deepshap_ir.rules.softmax import softmax
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 from tests.rules.onnx_cases import Case, node_cases

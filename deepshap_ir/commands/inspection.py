@@ -1,0 +1,222 @@
+"""What a model is made of, and which rule explains each part: what `deepshap inspect` does before it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from deepshap_ir.commands.explain_files import Choices, fed_inputs
+from deepshap_ir.commands.tables import Input
+from deepshap_ir.engine.registry import Resolver, RuleSet
+from deepshap_ir.errors import InputError, ModelError, UnsupportedOperatorError
+from deepshap_ir.explainer import rewrite
+from deepshap_ir.graph import Graph, Node
+from deepshap_ir.importing.dependence import operator
+from deepshap_ir.importing.feeds import Array, suggest
+from deepshap_ir.importing.importer import Imported, import_model
+from deepshap_ir.importing.load import load_model
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.UNDEFINED}
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Nodes of one operator that are explained alike.
+
+    Attributes
+    ----------
+    operator : ``"Relu"``, or ``"com.microsoft::Gelu"`` outside the standard domain.
+    count : how many nodes.
+    rule : its name; None where there is none, and where no explained input reaches the nodes.
+    exact : whether the rule sums to delta for every input; None without a rule.
+    supported : False for an operator that needs a rule and has none.
+    nodes : their names.
+    """
+
+    operator: str
+    count: int
+    rule: str | None
+    exact: bool | None
+    supported: bool
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_model` finds.
+
+    Attributes
+    ----------
+    inputs, outputs : name -> what the file declares, such as ``float32 [batch, 3, 224, 224]``.
+    explained : names of the outputs that were looked at.
+    operators : of all nodes between the inputs and these outputs, after constants are folded and operators expanded.
+    refusal : why the model cannot be explained whatever rules there are, or None. The operators are those of the
+        file then.
+    """
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    explained: tuple[str, ...]
+    operators: tuple[Operators, ...]
+    refusal: str | None = None
+
+    @property
+    def supported(self) -> bool:
+        """Whether the model can be explained."""
+        return self.refusal is None and all(row.supported for row in self.operators)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json."""
+        return asdict(self) | {"supported": self.supported}
+
+
+def inspect_model(
+    path: Path,
+    *,
+    output: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+    hold: Sequence[str] = (),
+    rules: RuleSet | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Inspection:
+    """Look at a model without data.
+
+    Parameters
+    ----------
+    path : an ONNX file.
+    output, inputs, hold, rules : see `Choices.of`; all float outputs by default.
+    shapes : of inputs, batch axis included, where the file leaves dimensions free; 1 otherwise.
+
+    Raises
+    ------
+    ModelError, InputError
+        The model cannot be read or run, or a name is unknown.
+    """
+    model = load_model(path)
+    chosen = Choices.of(model, output, inputs, hold, rules or RuleSet())
+    outputs = [chosen.output] if chosen.output is not None else _float_outputs(model)
+    resolver = Resolver([chosen.rules])
+    found: dict[str, tuple[Node, bool]] = {}
+    explained, refusal = [], None
+    for name in outputs:
+        try:
+            imported = _imported(model, Choices(name, None, chosen.inputs, chosen.hold), resolver, shapes or {})
+        except UnsupportedOperatorError as error:
+            refusal = str(error)
+            continue
+        explained.append(imported.output)
+        found |= _nodes(imported.graph, imported.explained)
+    if refusal is not None:
+        versions = {entry.domain: entry.version for entry in model.opset_import}
+        found = {
+            f"{position} {node.name}": (_read(node, versions.get(node.domain, 1)), True)
+            for position, node in enumerate(model.graph.node)
+        }
+    return Inspection(
+        {value.name: _declared(value) for value in model.graph.input if value.name not in _fixed(model)},
+        {value.name: _declared(value) for value in model.graph.output},
+        tuple(explained),
+        _grouped(found.values(), resolver, final=refusal is None),
+        refusal,
+    )
+
+
+def _imported(
+    model: ModelProto, chosen: Choices, resolver: Resolver, shapes: Mapping[str, tuple[int, ...]]
+) -> Imported:
+    fed = fed_inputs(model, chosen)
+    names = [one.name for one in fed]
+    for name in shapes:
+        if name not in names:
+            raise InputError(f"--shape: the model has no input {name!r}.{suggest(name, names)}")
+    rows = {one.name: _row(one, shapes.get(one.name)) for one in fed}
+    free = [one.name for one in fed if one.name not in shapes and (one.shape is None or None in one.shape)]
+    try:
+        return import_model(
+            model,
+            rows,
+            output=chosen.output,
+            inputs=chosen.inputs,
+            hold=chosen.hold,
+            rewrite=lambda graph, protected: rewrite(graph, protected, resolver),
+        )
+    except ModelError as error:
+        if not free:
+            raise
+        shape = ",".join(map(str, rows[free[0]].shape))
+        raise ModelError(
+            f"{error} Free dimensions of {', '.join(map(repr, free))} were taken as 1; give others: "
+            f"--shape {free[0]}={shape}"
+        ) from None
+
+
+def _row(one: Input, shape: tuple[int, ...] | None) -> Array:
+    """Something to run the model on: ones, or small random numbers for floats."""
+    dtype = np.dtype(np.float32) if one.dtype is None else one.dtype
+    if shape is None:
+        shape = (1, *[size or 1 for size in one.shape or (1,)])
+    if dtype.kind == "f":
+        return np.random.default_rng(0).normal(size=shape).astype(dtype)
+    return np.ones(shape, dtype)
+
+
+def _nodes(graph: Graph, explained: Sequence[str]) -> dict[str, tuple[Node, bool]]:
+    """Node name -> the node, and whether an explained input reaches it."""
+    varying, needed = graph.downstream(explained), graph.upstream(graph.outputs)
+    return {
+        node.name: (node, bool(varying.intersection(node.outputs)))
+        for node in graph.nodes
+        if needed.intersection(node.outputs)
+    }
+
+
+def _grouped(found: Any, resolver: Resolver, final: bool) -> tuple[Operators, ...]:
+    """The nodes by operator and rule, most frequent first, those without a rule before all others.
+
+    Parameters
+    ----------
+    final : whether an operator without a rule cannot be expanded any more.
+    """
+    groups: dict[tuple[str, str | None, bool | None, bool], list[str]] = {}
+    for node, varies in found:
+        rule = resolver.rule(node) if varies else None
+        supported = rule is not None or not varies or not final
+        key = (node.operator, rule.name if rule else None, rule.exact if rule else None, supported)
+        groups.setdefault(key, []).append(node.name)
+    rows = [Operators(key[0], len(names), *key[1:], tuple(names)) for key, names in groups.items()]
+    return tuple(sorted(rows, key=lambda row: (row.supported, -row.count, row.operator)))
+
+
+def _read(node: Any, version: int) -> Node:
+    domain, _, name = operator(node).rpartition("::")
+    return Node(node.name, name, tuple(node.input), tuple(node.output), domain=domain, version=version)
+
+
+def _fixed(model: ModelProto) -> set[str]:
+    return {tensor.name for tensor in model.graph.initializer}
+
+
+def _float_outputs(model: ModelProto) -> list[str | int | None]:
+    """The outputs to look at; None, which is then refused with the reason, where none is a float tensor."""
+    floats: list[str | int | None] = [
+        value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS
+    ]
+    return floats or [None]
+
+
+def _declared(value: ValueInfoProto) -> str:
+    """``float32 [batch, 3, 224, 224]``."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return str(value.type.WhichOneof("value") or "unknown type").removesuffix("_type")
+    dtype = helper.tensor_dtype_to_string(tensor.elem_type).removeprefix("TensorProto.").lower()
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    if not tensor.HasField("shape"):
+        return f"{dtype} of unknown shape"
+    sizes = [str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim]
+    return f"{dtype} [{', '.join(sizes)}]"

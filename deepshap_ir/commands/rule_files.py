@@ -1,0 +1,72 @@
+"""Rules from Python files, for one explainer: ``deepshap explain --rules my_rules.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from deepshap_ir.engine.registry import RuleSet, collected
+from deepshap_ir.errors import DeepShapError, InputError, RuleError
+
+
+def load_rules(paths: Iterable[str | os.PathLike[str]]) -> RuleSet:
+    """Run Python files and return the rules in them.
+
+    Those that the decorators `deepshap_ir.extend.rule` and ``expand`` register, which take precedence over built-in
+    rules for the same operator, and those of every `RuleSet` that the file binds to a name.
+
+    Raises
+    ------
+    InputError
+        A file is not there or is not Python.
+    RuleError
+        A file fails, has no rules, or two rules are for the same operator or node.
+    """
+    with collected() as rules:
+        for position, path in enumerate(map(Path, paths)):
+            before = _count(rules)
+            for other in _run(path, f"deepshap_rules_{position}_{path.stem}"):
+                _add(rules, other)
+            if _count(rules) == before:
+                raise RuleError(f"{path}: registers no rule; write @rule('domain::Operator') above a function (ctx, m)")
+    return rules
+
+
+def _run(path: Path, name: str) -> list[RuleSet]:
+    """Run a file as the module `name` and return the rule sets that it binds."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (the current folder is {os.getcwd()})")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: rules come from .py files")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not Python: {error}") from error
+    except DeepShapError as error:
+        raise RuleError(f"{path}: {error}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise RuleError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    return [value for value in vars(module).values() if isinstance(value, RuleSet)]
+
+
+def _add(rules: RuleSet, other: RuleSet) -> None:
+    for entries in other.rules.values():
+        for entry in entries:
+            rules.rule(entry.operator, since=entry.since, until=entry.until, exact=entry.exact)(entry.function)
+    for operator, function in other.expansions.items():
+        rules.expand(operator)(function)
+    for name, entry in other.nodes.items():
+        rules.for_node(name, exact=entry.exact)(entry.function)
+
+
+def _count(rules: RuleSet) -> int:
+    return sum(map(len, rules.rules.values())) + len(rules.expansions) + len(rules.nodes)

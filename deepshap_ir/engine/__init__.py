@@ -1,0 +1,1 @@
+"""From a static graph to attributions: emitter, walker, programs, evaluator."""

@@ -1,0 +1,218 @@
+"""What a rule sees of the node that it is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.errors import RuleError
+from deepshap_ir.graph import Array, Graph, Node
+
+Backward = Callable[[Graph, Sequence[Value | None], Sequence[Value | None], Sequence[Value | None]], list[Value | None]]
+
+
+MADE_FOR_NAN = frozenset(["deepshap_ir::Imputer", "deepshap_ir::Trees"])
+"""Joined operators whose input may be NaN."""
+
+MISSING = 1.0907e10
+"""What NaN counts as in a delta, so that a contribution of it has a multiplier: far from all numbers in practice."""
+
+
+def without_nan(x: Value) -> Value:
+    """`x` with `MISSING` for NaN."""
+    return x.op.Where(x.op.IsNaN(x), x.op.constant(MISSING, x.dtype), x)
+
+
+class _NodeView:
+    """A node, its attributes and its operands, for one example."""
+
+    def __init__(self, node: Node, graph: Graph, op: Emitter) -> None:
+        self.node = node
+        self.graph = graph
+        self.op = op
+
+    @property
+    def opset(self) -> int:
+        """The opset under which the node is read."""
+        return self.node.version
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The floating-point dtype of the program."""
+        return self.op.dtype
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of the node's inputs, absent ones included."""
+        return len(self.node.inputs)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute as int, float, str, list, array or graph; `default` where the node does not give it."""
+        value = self.node.attributes.get(name)
+        return default if value is None else value
+
+    def has(self, i: int) -> bool:
+        """Whether input `i` is present."""
+        return i < len(self.node.inputs) and bool(self.node.inputs[i])
+
+    def shape(self, i: int = 0) -> tuple[int, ...]:
+        """The shape of input `i` for one example."""
+        return self.graph.shapes[self.node.inputs[i]]
+
+
+class Context(_NodeView):
+    """A node in the backward pass.
+
+    Every value is for one example. Sample values are ``x(i)``, ``y(j)``; reference values ``x0(i)``, ``y0(j)``. An
+    input that does not vary has ``x(i) is x0(i)``.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        graph: Graph,
+        op: Emitter,
+        xs: Sequence[Value | None],
+        x0s: Sequence[Value | None],
+        ys: Sequence[Value | None],
+        y0s: Sequence[Value | None],
+        options: Mapping[str, Any],
+        backward: Backward,
+        rule: Callable[[Context, Sequence[Value | None]], list[Value | None]],
+    ) -> None:
+        super().__init__(node, graph, op)
+        self.options = options
+        self._xs, self._x0s, self._ys, self._y0s = xs, x0s, ys, y0s
+        self._backward = backward
+        self._rule = rule
+
+    def x(self, i: int = 0) -> Value:
+        """Input `i` at the sample."""
+        return self._present(self._xs, i, "input")
+
+    def x0(self, i: int = 0) -> Value:
+        """Input `i` at the reference."""
+        return self._present(self._x0s, i, "input")
+
+    def y(self, j: int = 0) -> Value:
+        """Output `j` at the sample."""
+        return self._present(self._ys, j, "output")
+
+    def y0(self, j: int = 0) -> Value:
+        """Output `j` at the reference."""
+        return self._present(self._y0s, j, "output")
+
+    def varies(self, i: int = 0) -> bool:
+        """Whether input `i` may differ between sample and reference."""
+        return self.has(i) and self._xs[i] is not self._x0s[i]
+
+    def constant(self, i: int) -> Array | None:
+        """Input `i` as an array where it is a constant, else None (also where it is absent)."""
+        value = self._xs[i] if self.has(i) else None
+        return None if value is None else value.data
+
+    def fixed(self, i: int, what: str) -> Array:
+        """Input `i`, the node's `what`, as an array; RuleError where a model input determines it."""
+        array = self.constant(i)
+        if array is None:
+            raise RuleError(f"its {what} are computed from a model input; only fixed {what} are supported")
+        return array
+
+    def moving(self) -> set[int]:
+        """Of a loop node: the positions of the body's inputs that vary in some round, states among them."""
+        from deepshap_ir.engine.recurrence import affected
+
+        return affected(self.node, [i for i in range(self.n_inputs) if self.varies(i)])
+
+    def delta_x(self, i: int = 0) -> Value:
+        """``x(i) - x0(i)``, as floating-point numbers; NaN counts as `MISSING` where the operator is made for it."""
+        x, x0 = self.as_float(self.x(i)), self.as_float(self.x0(i))
+        if self.node.operator in MADE_FOR_NAN:
+            x, x0 = without_nan(x), without_nan(x0)
+        return self.op.Sub(x, x0)
+
+    def delta_y(self, j: int = 0) -> Value:
+        """``y(j) - y0(j)``, as floating-point numbers."""
+        return self.op.Sub(self.as_float(self.y(j)), self.as_float(self.y0(j)))
+
+    def mid_x(self, i: int = 0) -> Value:
+        """``(x(i) + x0(i)) / 2``; ``x(i)`` where it does not vary. Halved per row: only the sum is per pair."""
+        x = self.as_float(self.x(i))
+        return x if not self.varies(i) else x * 0.5 + self.as_float(self.x0(i)) * 0.5
+
+    def as_float(self, value: Value) -> Value:
+        """`value` itself, or cast where it is an integer or Boolean."""
+        return value if value.is_float else self.op.cast(value, self.op.dtype)
+
+    def forward(self, *inputs: Value | None, j: int = 0) -> Value:
+        """Output `j` of the same node on other inputs."""
+        given = [*inputs, *[None] * (len(self.node.inputs) - len(inputs))]
+        result = self.op.node(self.node, given, self.graph)[j]
+        if result is None:
+            raise RuleError(f"output {j} is not computed")
+        return result
+
+    def at(self, xs: Sequence[Value | None], x0s: Sequence[Value | None] | None = None) -> Context:
+        """The same node between other points; at one point where `x0s` is left out."""
+        x0s = xs if x0s is None else x0s
+        # at one point every rule gives the derivative, but only of inputs that it is told vary
+        apart = [_Twin.of(b) if b is a and self.varies(i) else b for i, (a, b) in enumerate(zip(xs, x0s, strict=True))]
+        ys = self.op.node(self.node, xs, self.graph)
+        y0s = ys if all(a is b for a, b in zip(xs, x0s, strict=True)) else self.op.node(self.node, x0s, self.graph)
+        arguments = (self.node, self.graph, self.op, xs, apart, ys, y0s, self.options, self._backward, self._rule)
+        return Context(*arguments)
+
+    def vjp(self, point: Sequence[Value | None], m: Sequence[Value | None]) -> list[Value | None]:
+        """The derivative at `point`, transposed, times `m`: this node's rule at zero delta."""
+        return self._rule(self.at(point), m)
+
+    def backward(
+        self, body: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], m: Sequence[Value | None]
+    ) -> list[Value | None]:
+        """Multipliers of the inputs of the subgraph `body`, run on `xs` and `x0s`, from those of its outputs."""
+        return self._backward(body, xs, x0s, m)
+
+    def _present(self, values: Sequence[Value | None], i: int, what: str) -> Value:
+        value = values[i] if i < len(values) else None
+        if value is None:
+            raise RuleError(f"{what} {i} is absent")
+        return value
+
+
+class _Twin(Value):
+    """The same value under another identity: "varies, with delta zero"."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: Value | None) -> Value | None:
+        """A twin of `value`."""
+        if value is None:
+            return None
+        return cls(value.op, value.name, value.shape, value.dtype, value.axes, value.data)
+
+
+class Expansion(_NodeView):
+    """A node that is being rewritten with other operators: ``ctx.x(i)`` are its inputs, ``ctx.op`` the emitter."""
+
+    def __init__(self, node: Node, graph: Graph, op: Emitter, xs: Sequence[Value | None]) -> None:
+        super().__init__(node, graph, op)
+        self._xs = xs
+
+    def x(self, i: int = 0) -> Value:
+        """Input `i`."""
+        value = self._xs[i] if i < len(self._xs) else None
+        if value is None:
+            raise RuleError(f"{self.node}: input {i} is absent")
+        return value
+
+    def constant(self, i: int) -> Array | None:
+        """Input `i` as an array where it is a constant, else None (also where it is absent)."""
+        return self._xs[i].data if self.has(i) and self._xs[i] is not None else None  # type: ignore[union-attr]
+
+    def wanted(self, j: int) -> bool:
+        """Whether output `j` is used."""
+        return j < len(self.node.outputs) and bool(self.node.outputs[j])

@@ -1,0 +1,674 @@
+"""Write ONNX operators for one example; remember over which batch axes each value varies.
+
+A rule sees values of one example: ``x.shape`` is ``(1, C, H, W)`` whatever the number of samples, references and
+outputs. The emitter records each operator as a `Step` and gives its results the union of the operands' *axes*, a subset
+of ``output < sample < background``. `deepshap_ir.engine.batching` turns steps into ONNX nodes over arrays
+``[K, N, B, *shape]``, with the absent axes left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from deepshap_ir.errors import RuleError
+from deepshap_ir.graph import Array, Graph, Node
+from deepshap_ir.reference.operators import REPAIRED
+
+if TYPE_CHECKING:
+    from deepshap_ir.engine.recurrence import LoopRun
+
+OUTPUT, SAMPLE, BACKGROUND = "output", "sample", "background"
+AXES = (OUTPUT, SAMPLE, BACKGROUND)
+
+INTERNAL = "deepshap_ir"
+"""Domain of operators that exist only here: joined patterns (with a `body`), and `SumOver`."""
+
+UNARY = frozenset(
+    [
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "BitwiseNot",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
+)
+BROADCASTING = frozenset(
+    [
+        "Add",
+        "And",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Mean",
+        "Min",
+        "Mod",
+        "Mul",
+        "Or",
+        "PRelu",
+        "Pow",
+        "Sub",
+        "Sum",
+        "Where",
+        "Xor",
+    ]
+)
+BOOLEAN = frozenset(
+    ["And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"]
+)
+
+FOLDING_LIMIT = 1 << 22
+"""Constants of more elements than this are left to the runtime to fold."""
+
+
+class Value:
+    """A value of one example inside the program that is being written.
+
+    Attributes
+    ----------
+    shape : shape for one example.
+    dtype : numpy dtype.
+    axes : the batch axes over which the value varies, in the order of `AXES`.
+    data : the array where the value is a constant known now, else None.
+
+    Python arithmetic and comparisons on values emit the ONNX operator of the same meaning.
+    """
+
+    __slots__ = ("axes", "data", "dtype", "name", "op", "shape")
+    __array_ufunc__ = None  # numpy leaves ``array * value`` to `__rmul__`
+
+    def __init__(
+        self,
+        op: Emitter,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        axes: tuple[str, ...] = (),
+        data: Array | None = None,
+    ) -> None:
+        self.op = op
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.axes = axes
+        self.data = data
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions for one example."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements for one example."""
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the value is a floating-point number."""
+        return self.dtype.kind == "f"
+
+    def __repr__(self) -> str:
+        return f"Value({self.name}, {self.dtype.name}{list(self.shape)}, axes={'*'.join(self.axes) or 'none'})"
+
+    def __add__(self, other: Operand) -> Value:
+        return self.op.Add(self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self.op.Add(other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.op.Sub(self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self.op.Sub(other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.op.Mul(self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self.op.Mul(other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.op.Div(self, other)
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return self.op.Div(other, self)
+
+    def __matmul__(self, other: Operand) -> Value:
+        return self.op.MatMul(self, other)
+
+    def __rmatmul__(self, other: Operand) -> Value:
+        return self.op.MatMul(other, self)
+
+    def __neg__(self) -> Value:
+        return self.op.Neg(self)
+
+    def __abs__(self) -> Value:
+        return self.op.Abs(self)
+
+    def __gt__(self, other: Operand) -> Value:
+        return self.op.Greater(self, other)
+
+    def __lt__(self, other: Operand) -> Value:
+        return self.op.Less(self, other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self.op.GreaterOrEqual(self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self.op.LessOrEqual(self, other)
+
+    def __and__(self, other: Operand) -> Value:
+        return self.op.And(self, other)
+
+    def __or__(self, other: Operand) -> Value:
+        return self.op.Or(self, other)
+
+    def __invert__(self) -> Value:
+        return self.op.Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self!r} is known only when the program runs: select with op.Where, not with 'if'")
+
+
+Operand = Value | ArrayLike
+Type = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape for one example, and dtype."""
+
+
+class Operator(Protocol):
+    """``op.Relu``: emits one operator; a tuple where ``outputs=n`` is given."""
+
+    @overload
+    def __call__(self, *inputs: Operand | None, outputs: None = None, **attributes: Any) -> Value: ...
+
+    @overload
+    def __call__(self, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator for one example: its operands (None where absent), results and Python attributes."""
+
+    op_type: str
+    domain: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attributes: Mapping[str, Any]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The union of the operands' batch axes."""
+        return union(*self.inputs)
+
+
+def union(*values: Value | None) -> tuple[str, ...]:
+    """The batch axes that any of `values` has, in the order of `AXES`."""
+    present = {axis for value in values if value is not None for axis in value.axes}
+    return tuple(axis for axis in AXES if axis in present)
+
+
+class Emitter:
+    """Records steps. Every ONNX operator is a method: ``op.ReduceSum(x, [-1], keepdims=0)``.
+
+    Positional arguments are the operator's inputs: a `Value`, an array, a number, or None for an absent optional
+    input. Numbers and floating-point arrays take the dtype of the values beside them; lists of integers become int64.
+    Keyword arguments are attributes. ``outputs=n`` asks for the first n outputs and returns a tuple. An operator
+    outside the standard domain is ``op.call("com.microsoft::Gelu", x)``.
+
+    An operator whose operands are all constants is computed at once, and equal operators are emitted once.
+    """
+
+    def __init__(self, opsets: Mapping[str, int], dtype: np.dtype[Any] | None = None) -> None:
+        self.opsets = dict(opsets)
+        self.dtype = np.dtype(np.float32) if dtype is None else dtype
+        self.steps: list[Step] = []
+        self.by_output: dict[str, Step] = {}
+        self.memory: dict[Any, Any] = {}
+        self._known: dict[Any, tuple[Sequence[Value | None], Mapping[str, Any], tuple[Value, ...]]] = {}
+        self._constants: dict[Any, Value] = {}
+        self._count = 0
+
+    def __getattr__(self, op_type: str) -> Operator:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        return cast(Operator, partial(self.call, op_type))
+
+    @overload
+    def call(self, operator: str, *inputs: Operand | None, outputs: None = None, **attributes: Any) -> Value: ...
+
+    @overload
+    def call(self, operator: str, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]: ...
+
+    def call(
+        self, operator: str, *inputs: Operand | None, outputs: int | None = None, **attributes: Any
+    ) -> Value | tuple[Value, ...]:
+        """Emit ``"OpType"`` or ``"domain::OpType"``; a `Value`, or a tuple of them where ``outputs=n`` is given."""
+        domain, _, op_type = operator.rpartition("::")
+        values = self._operands(inputs)
+        results = self.emit(op_type, domain, values, attributes, outputs or 1)
+        return results[0] if outputs is None else results
+
+    def constant(self, array: ArrayLike, dtype: Any = None) -> Value:
+        """A constant. Arrays are kept by reference, so do not change them afterwards."""
+        data = np.asarray(array, dtype=dtype)
+        key = (data.dtype.str, data.shape, data.tobytes() if data.nbytes <= 4096 else id(data))
+        if key not in self._constants:
+            self._constants[key] = Value(self, self._name("c"), data.shape, data.dtype, (), data)
+        return self._constants[key]
+
+    def input(self, name: str, shape: Sequence[int], dtype: Any, axes: Sequence[str]) -> Value:
+        """A value that is fed when the program runs."""
+        return Value(self, name, tuple(shape), np.dtype(dtype), tuple(axis for axis in AXES if axis in axes))
+
+    def placeholder(self, shape: Sequence[int], dtype: Any, axes: Sequence[str]) -> Value:
+        """A value that no step makes yet."""
+        return self.input(self._name("v"), shape, dtype, axes)
+
+    @contextmanager
+    def nested(self) -> Iterator[list[Step]]:
+        """Collect the steps that are emitted inside, for the body of a loop; they may read values from outside."""
+        outside, known, memory = self.steps, self._known, self.memory
+        self.steps, self._known, self.memory = [], dict(known), dict(memory)
+        try:
+            yield self.steps
+        finally:
+            self.steps, self._known, self.memory = outside, known, memory
+
+    def scan(
+        self,
+        body: Callable[[list[Value], list[Value]], tuple[Sequence[Value], Sequence[Value]]],
+        states: Sequence[Value],
+        sequences: Sequence[Value],
+        reverse: bool = False,
+    ) -> tuple[list[Value], list[Value]]:
+        """Emit a loop over sequences ``[T, *shape]``; see `deepshap_ir.engine.recurrence.scan`."""
+        from deepshap_ir.engine.recurrence import scan
+
+        return scan(self, body, states, sequences, reverse)
+
+    def loop(self, node: Node, inputs: Sequence[Value | None]) -> LoopRun:
+        """Emit a loop node, and give what is known of its elements; see `deepshap_ir.engine.recurrence.LoopRun`."""
+        from deepshap_ir.engine.recurrence import emit_node
+
+        return emit_node(self, node, inputs)
+
+    def remember(
+        self, node: Node, inputs: Sequence[Value | None], results: Sequence[Value]
+    ) -> tuple[Value | None, ...]:
+        """Let `node` on `inputs` be `results` from here on, inside `nested` until its end.
+
+        What it was before where it was remembered already.
+        """
+        known: tuple[Value | None, ...] = self.memory.setdefault(_node_key(node, inputs), tuple(results))
+        return known
+
+    def record(self, step: Step) -> None:
+        """Record a step that is made already."""
+        self.steps.append(step)
+        self.by_output.update((value.name, step) for value in step.outputs)
+
+    def cast(self, value: Value, dtype: Any) -> Value:
+        """`value` as `dtype`; itself where it has it already."""
+        if value.dtype == np.dtype(dtype):
+            return value
+        return self.call("Cast", value, to=int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
+
+    def zeros(self, shape: Sequence[int], dtype: Any = None) -> Value:
+        """A constant of zeros."""
+        return self.constant(np.zeros(tuple(shape), dtype or self.dtype))
+
+    def sum_over(self, value: Value, axis: str, reduction: str = "ReduceSum") -> Value:
+        """The sum (or sum of squares, "ReduceSumSquare", or magnitudes, "ReduceL1") over a batch axis of `value`."""
+        axes = tuple(a for a in value.axes if a != axis)
+        attributes = {"axis": axis, "reduction": reduction}
+        return self._record("SumOver", INTERNAL, (value,), [(value.shape, value.dtype)], attributes, axes)[0]
+
+    def emit(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int = 1,
+        types: Sequence[Type | None] | None = None,
+    ) -> tuple[Value, ...]:
+        """Record one operator on values; `types` of its outputs replace inference where given.
+
+        An output without a type is left out: its value has no name, and nothing may read it.
+        """
+        if not domain and op_type in BROADCASTING and op_type != "PRelu":
+            inputs = self._unexpanded(inputs)
+        if not domain and op_type == "Mul":
+            inputs = self._regrouped(inputs)
+        key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
+        if key not in self._known:
+            results = self._fold(op_type, domain, inputs, attributes, outputs)
+            if results is None:
+                if types is None:
+                    types = self._infer(op_type, domain, inputs, attributes, outputs)
+                results = self._record(op_type, domain, tuple(inputs), types, attributes, union(*inputs))
+            # with all that has its id in the key: an id is free again once its object is gone
+            self._known[key] = (inputs, attributes, results)
+        return self._known[key][-1]
+
+    def node(self, node: Node, inputs: Sequence[Value | None], graph: Graph) -> tuple[Value | None, ...]:
+        """Emit a node of `graph` on `inputs`, one result per node output (None where the node leaves it out).
+
+        A node with a `body` is emitted as its body, once or as a loop.
+        """
+        remembered: tuple[Value | None, ...] | None = self.memory.get(_node_key(node, inputs))
+        if remembered is not None:
+            return remembered
+        body = node.attributes.get("body")
+        if isinstance(body, Graph) and node.op_type == "Scan":
+            return tuple(self.loop(node, inputs).outputs)
+        if isinstance(body, Graph):
+            return tuple(self.graph(body, inputs))
+        present = [k for k, n in enumerate(node.outputs) if n]
+        used = node.outputs[: present[-1] + 1] if present else ()
+        types = [(graph.shapes[n], graph.dtypes[n]) if n else None for n in used]
+        results = self.emit(node.op_type, node.domain, inputs, node.attributes, len(used), types)
+        unused = (None,) * (len(node.outputs) - len(used))
+        return (*(v if n else None for n, v in zip(used, results, strict=True)), *unused)
+
+    def graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
+        """Emit all of `graph` on `inputs`; its outputs."""
+        found = self.values(graph, inputs)
+        return [found[n] for n in graph.outputs]
+
+    def values(self, graph: Graph, inputs: Sequence[Value | None]) -> dict[str, Value]:
+        """Emit all of `graph` on `inputs`; every value by name."""
+        known = {n: v for n, v in zip(graph.inputs, inputs, strict=True) if v is not None}
+        known |= {name: self.constant(data) for name, data in graph.constants.items()}
+        for node in graph.nodes:
+            results = self.node(node, [known[n] if n else None for n in node.inputs], graph)
+            known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n and v is not None}
+        return known
+
+    def _unexpanded(self, inputs: Sequence[Value | None]) -> list[Value | None]:
+        """Operands as they were before an Expand that the operator's own broadcasting makes superfluous."""
+        values = list(inputs)
+        shapes = [v.shape if v is not None else () for v in values]
+        for k, value in enumerate(values):
+            step = self.by_output.get(value.name) if value is not None else None
+            source = step.inputs[0] if step is not None and step.op_type == "Expand" else None
+            if source is not None:
+                others = [*shapes[:k], source.shape, *shapes[k + 1 :]]
+                try:
+                    same = np.broadcast_shapes(*others) == np.broadcast_shapes(*shapes)
+                except ValueError:  # the operator does not fit its operands; _infer says so
+                    same = False
+                if same:
+                    values[k], shapes = source, others
+        return values
+
+    def _regrouped(self, inputs: Sequence[Value | None]) -> Sequence[Value | None]:
+        """``(m q) b`` as ``m (q b)`` where only `m` varies over the outputs, so that ``q b`` is computed once."""
+        for product, b in (inputs, inputs[::-1]):
+            if product is None or b is None or OUTPUT not in product.axes or OUTPUT in b.axes or not b.axes:
+                continue
+            step = self.by_output.get(product.name)
+            if step is None or step.op_type != "Mul":
+                continue
+            for m, q in (step.inputs, step.inputs[::-1]):
+                if m is not None and q is not None and OUTPUT in m.axes and OUTPUT not in q.axes:
+                    return [m, self.Mul(q, b)]
+        return inputs
+
+    def _name(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def _operands(self, inputs: Sequence[Operand | None]) -> list[Value | None]:
+        """Inputs as values; numbers and floating-point arrays in the dtype of the first value of their kind."""
+        floats = next((v.dtype for v in inputs if isinstance(v, Value) and v.is_float), None)
+        others = next((v.dtype for v in inputs if isinstance(v, Value)), None)
+        values: list[Value | None] = []
+        for operand in inputs:
+            if operand is None or isinstance(operand, Value):
+                values.append(operand)
+                continue
+            data = np.asarray(operand)
+            listed = isinstance(operand, list | tuple)
+            if listed and (data.size == 0 or data.dtype.kind in "iu"):
+                data = data.astype(np.int64)
+            elif data.dtype.kind == "f":
+                data = data.astype(floats or self.dtype, copy=False)
+            elif isinstance(operand, int) and not isinstance(operand, bool):
+                data = data.astype(floats or others or self.dtype)
+            values.append(self.constant(data))
+        return values
+
+    def _record(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: tuple[Value | None, ...],
+        types: Sequence[Type | None],
+        attributes: Mapping[str, Any],
+        axes: tuple[str, ...],
+    ) -> tuple[Value, ...]:
+        named = [(self._name("v"), *t) if t else ("", (), self.dtype) for t in types]
+        results = tuple(Value(self, name, shape, dtype, axes) for name, shape, dtype in named)
+        self.record(Step(op_type, domain, inputs, results, attributes))
+        return results
+
+    def _fold(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int,
+    ) -> tuple[Value, ...] | None:
+        """The results as constants where only constants, or only shapes, determine them."""
+        if domain:
+            return None
+        if op_type == "Shape" and inputs[0] is not None:
+            shape = inputs[0].shape[attributes.get("start", 0) : attributes.get("end")]
+            return (self.constant(np.array(shape, np.int64)),)
+        if op_type == "Size" and inputs[0] is not None:
+            return (self.constant(np.array(inputs[0].size, np.int64)),)
+        x = inputs[0] if inputs else None
+        if x is not None and (op_type == "Identity" or (op_type == "Cast" and x.dtype == _cast_target(attributes))):
+            return (x,)
+        if op_type == "Mul":
+            for value, other in (inputs, inputs[::-1]):
+                if value is not None and other is not None and _changes_nothing(other, value.shape):
+                    return (value,)
+        if any(v is not None and (v.data is None or v.data.size > FOLDING_LIMIT) for v in inputs):
+            return None
+        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
+        results = [f"o{k}" for k in range(outputs)]
+        node = onnx_node(op_type, domain, names, results, attributes)
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_value_info(n, _type_of(v)) for n, v in zip(names, inputs, strict=True) if v is not None],
+            [helper.make_empty_tensor_value_info(n) for n in results],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10)
+        feeds = {n: v.data for n, v in zip(names, inputs, strict=True) if v is not None}
+        with np.errstate(all="ignore"):
+            arrays = ReferenceEvaluator(model, new_ops=REPAIRED).run(None, feeds)
+        if any(np.asarray(array).size > FOLDING_LIMIT for array in arrays):
+            return None
+        return tuple(self.constant(np.asarray(array)) for array in arrays)
+
+    def _infer(
+        self,
+        op_type: str,
+        domain: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: int,
+    ) -> list[Type]:
+        """Shape and dtype of each output, for one example."""
+        first = inputs[0]
+        if not domain and op_type in UNARY and outputs == 1 and first is not None:
+            dtype = np.dtype(bool) if op_type in BOOLEAN else first.dtype
+            if op_type == "Cast":
+                dtype = _cast_target(attributes)
+            return [(first.shape, dtype)]
+        if not domain and op_type in BROADCASTING:
+            present = [v for v in inputs if v is not None]
+            try:
+                shape = np.broadcast_shapes(*(v.shape for v in present))
+            except ValueError:
+                raise RuleError(f"{op_type} cannot broadcast {[v.shape for v in present]}") from None
+            dtype = np.dtype(bool) if op_type in BOOLEAN else present[-1 if op_type == "Where" else 0].dtype
+            _check_dtypes(op_type, present[1:] if op_type == "Where" else present)
+            return [(shape, dtype)]
+        if domain or op_type in ("If", "Loop", "Scan"):
+            raise RuleError(f"{domain}::{op_type}: the shapes of its outputs are not known here; pass types=")
+        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
+        results = [f"o{k}" for k in range(outputs)]
+        node = onnx_node(op_type, domain, names, results, attributes)
+        types = {n: _type_of(v) for n, v in zip(names, inputs, strict=True) if v is not None}
+        data = {
+            n: numpy_helper.from_array(v.data)
+            for n, v in zip(names, inputs, strict=True)
+            if v is not None and v.data is not None and v.data.size <= 4096
+        }
+        shapes = [v.shape if v is not None else None for v in inputs]
+        try:
+            schema = onnx.defs.get_schema(op_type, self.opsets[""], "")
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10
+            )
+        except Exception as error:
+            raise RuleError(f"{op_type} does not fit operands of shapes {shapes}: {error}") from error
+        inferred = []
+        for name in results:
+            tensor = found[name].tensor_type if name in found else None
+            if (
+                tensor is None
+                or not tensor.HasField("shape")
+                or any(not d.HasField("dim_value") for d in tensor.shape.dim)
+            ):
+                raise RuleError(f"{op_type} on shapes {shapes}: the shape of output {name[1:]} depends on data")
+            shape = tuple(d.dim_value for d in tensor.shape.dim)
+            inferred.append((shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        return inferred
+
+
+def onnx_node(
+    op_type: str,
+    domain: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    attributes: Mapping[str, Any],
+    name: str = "",
+) -> onnx.NodeProto:
+    """A node with Python attributes as they are kept in `Node` and `Step`; a `Graph` must be lowered before."""
+    node = helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=domain)
+    for key, value in attributes.items():
+        if value is None:
+            continue
+        if isinstance(value, np.ndarray):
+            node.attribute.append(helper.make_attribute(key, numpy_helper.from_array(value)))
+        elif isinstance(value, list | tuple) and not value:
+            node.attribute.append(helper.make_attribute(key, [], attr_type=onnx.AttributeProto.INTS))
+        else:
+            node.attribute.append(helper.make_attribute(key, value))
+    return node
+
+
+def _node_key(node: Node, inputs: Sequence[Value | None]) -> tuple[Any, ...]:
+    return "node", id(node), tuple(map(id, inputs))
+
+
+def _cast_target(attributes: Mapping[str, Any]) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(attributes["to"])
+
+
+def _changes_nothing(factor: Value, shape: tuple[int, ...]) -> bool:
+    """Whether `factor` is a constant of ones that does not broadcast `shape`."""
+    data = factor.data
+    if data is None or data.ndim > len(shape) or not (data == 1).all():
+        return False
+    return all(n in (1, size) for n, size in zip(data.shape[::-1], shape[::-1], strict=False))
+
+
+def _type_of(value: Value) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def _check_dtypes(op_type: str, values: Sequence[Value]) -> None:
+    dtypes = {v.dtype for v in values}
+    if len(dtypes) > 1 and op_type != "Pow" and op_type != "BitShift":
+        raise RuleError(f"{op_type} of different dtypes {sorted(d.name for d in dtypes)}: cast first (op.cast)")
+
+
+def _attribute_key(attributes: Mapping[str, Any]) -> Any:
+    def key(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return (value.dtype.str, value.shape, value.tobytes())
+        if isinstance(value, list | tuple):
+            return tuple(key(v) for v in value)
+        if isinstance(value, int | float | str | bytes | bool) or value is None:
+            return value
+        return id(value)
+
+    return tuple(sorted((name, key(value)) for name, value in attributes.items()))

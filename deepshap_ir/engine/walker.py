@@ -1,0 +1,254 @@
+"""Run a graph forward at sample and reference, and walk multipliers backward through it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deepshap_ir.engine.context import Context
+from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.engine.recurrence import affected, affected_outputs, is_loop
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.errors import DeepShapError, RuleError, UnsupportedOperatorError
+from deepshap_ir.graph import Graph, Node
+
+Pair = tuple[Value, Value]
+"""A value at the sample and at the reference; the same object twice where it does not vary."""
+
+
+@dataclass
+class Walker:
+    """Emits forward and backward passes.
+
+    Attributes
+    ----------
+    ledger : where a list is given, ``(node, residual)`` is appended for every rule that was asked, the residual
+        ``<m_y, dy> - sum_i <m_xi, dx_i>`` being a scalar for one example.
+    """
+
+    op: Emitter
+    resolver: Resolver
+    ledger: list[tuple[Node, Value]] | None = None
+    _depth: int = field(default=0, repr=False)
+
+    def forward(
+        self, graph: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], hold: Collection[str] = ()
+    ) -> dict[str, Pair]:
+        """Every value of `graph` at sample and reference; those of `hold` take the sample's in both."""
+        known: dict[str, Pair] = {}
+        for name, x, x0 in zip(graph.inputs, xs, x0s, strict=True):
+            if x is not None and x0 is not None:
+                known[name] = (x, x if name in hold else x0)
+        for name, data in graph.constants.items():
+            constant = self.op.constant(data)
+            known[name] = (constant, constant)
+        for node in graph.nodes:
+            inputs = [known.get(name) for name in node.inputs]
+            at_x = self.op.node(node, [pair and pair[0] for pair in inputs], graph)
+            if all(pair is None or pair[0] is pair[1] for pair in inputs):
+                at_x0 = at_x
+            else:
+                at_x0 = self.op.node(node, [pair and pair[1] for pair in inputs], graph)
+            if is_loop(node) and at_x0 is not at_x:  # some of its states may vary, and others not
+                moving = affected_outputs(node, [i for i, pair in enumerate(inputs) if pair and pair[0] is not pair[1]])
+                at_x0 = tuple(x0 if j in moving else x for j, (x, x0) in enumerate(zip(at_x, at_x0, strict=True)))
+            for name, x, x0 in zip(node.outputs, at_x, at_x0, strict=True):
+                if x is not None and x0 is not None:
+                    known[name] = (x, x if name in hold else x0)
+        return known
+
+    def backward(
+        self, graph: Graph, known: Mapping[str, Pair], seeds: Mapping[str, Value], leaves: Collection[str] = ()
+    ) -> dict[str, Value]:
+        """Multipliers of every varying value, from those at `seeds`; nothing goes beyond a leaf.
+
+        Values whose multiplier is 0 because nothing consumes them are absent.
+        """
+        parts: dict[str, list[Value]] = {name: [value] for name, value in seeds.items()}
+        total: dict[str, Value] = {}
+
+        def multiplier(name: str) -> Value | None:
+            if name not in total and name in parts:
+                value, *others = parts[name]
+                for other in others:
+                    value = self.op.Add(value, other)
+                total[name] = value
+            return total.get(name)
+
+        for node in reversed(graph.nodes):
+            found = [multiplier(name) if name else None for name in node.outputs]
+            ms = [None if name in leaves else m for name, m in zip(node.outputs, found, strict=True)]
+            inputs = [known.get(name) for name in node.inputs]
+            if all(m is None for m in ms) or not any(pair and pair[0] is not pair[1] for pair in inputs):
+                continue
+            context = self.context(node, graph, known)
+            for name, value in zip(node.inputs, self.apply(context, ms), strict=True):
+                if value is not None:
+                    parts.setdefault(name, []).append(value)
+        for name in parts:
+            multiplier(name)
+        return total
+
+    def context(self, node: Node, graph: Graph, known: Mapping[str, Pair]) -> Context:
+        """What the rule of `node` sees."""
+        pairs = [known.get(name) for name in node.inputs]
+        results = [known.get(name) for name in node.outputs]
+        return Context(
+            node,
+            graph,
+            self.op,
+            [pair and pair[0] for pair in pairs],
+            [pair and pair[1] for pair in pairs],
+            [pair and pair[0] for pair in results],
+            [pair and pair[1] for pair in results],
+            self.resolver.options,
+            self._subgraph,
+            self.apply,
+        )
+
+    def apply(self, context: Context, ms: Sequence[Value | None]) -> list[Value | None]:
+        """The multipliers that the node's rule gives, checked, in the shape and dtype of the inputs."""
+        node = context.node
+        rule = self.resolver.rule(node)
+        if rule is None:
+            raise UnsupportedOperatorError(missing_rules([(node, context.graph)]))
+        place = f"the rule {rule.name} at {node}, inputs {[context.graph.shapes.get(n) for n in node.inputs]}"
+        self._depth += 1
+        try:
+            answer = rule.function(context, ms)
+        except DeepShapError as error:
+            if str(node) in str(error):
+                raise
+            raise type(error)(f"{place}: {error}") from error
+        except Exception as error:
+            raise RuleError(f"{place} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._depth -= 1
+        result = [self._checked(context, i, m, place) for i, m in enumerate(_listed(context, answer, place))]
+        if self.ledger is not None and self._depth == 0:
+            self.ledger.append((node, self._residual(context, ms, result)))
+        return result
+
+    def _checked(self, context: Context, i: int, m: Value | None, place: str) -> Value | None:
+        """One multiplier: broadcasting undone, shape and dtype right."""
+        if not context.varies(i):
+            return None
+        if m is None:
+            raise RuleError(f"{place} gives no multiplier for input {i}, which varies; a zero must be said: op.zeros")
+        if not isinstance(m, Value):
+            raise RuleError(f"{place} gives a {type(m).__name__} for input {i}, not a Value")
+        x = context.x(i)
+        dtype = x.dtype if x.is_float else self.op.dtype
+        if m.dtype != dtype:
+            raise RuleError(f"{place} gives a multiplier of dtype {m.dtype} for input {i}, expected {dtype}")
+        fitted = fit(self.op, m, x.shape)
+        if fitted is None:
+            raise RuleError(f"{place} gives a multiplier of shape {m.shape} for input {i} of shape {x.shape}")
+        return fitted
+
+    def _residual(self, context: Context, ms: Sequence[Value | None], result: Sequence[Value | None]) -> Value:
+        terms = [_inner(self.op, m, context.delta_y(j)) for j, m in enumerate(ms) if m is not None]
+        terms += [-_inner(self.op, m, context.delta_x(i)) for i, m in enumerate(result) if m is not None]
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.op.Add(total, term)
+        return total
+
+    def _subgraph(
+        self, body: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], m: Sequence[Value | None]
+    ) -> list[Value | None]:
+        known = self.forward(body, xs, x0s)
+        seeds: dict[str, Value] = {}
+        for name, value in zip(body.outputs, m, strict=True):
+            if value is not None:
+                seeds[name] = self.op.Add(seeds[name], value) if name in seeds else value
+        found = self.backward(body, known, seeds)
+        return [
+            None if x is None or x is x0 else found.get(name, self.op.zeros(x.shape))
+            for name, x, x0 in zip(body.inputs, xs, x0s, strict=True)
+        ]
+
+
+def fit(op: Emitter, m: Value, shape: tuple[int, ...]) -> Value | None:
+    """`m` summed over the dimensions along which `shape` was broadcast, or repeated to it; None if neither fits."""
+    if m.shape == shape:
+        return m
+    added = m.rank - len(shape)
+    if added > 0:
+        m = op.ReduceSum(m, list(range(added)), keepdims=0)
+    elif added < 0:
+        m = op.Unsqueeze(m, list(range(-added)))
+    summed = [k for k, (have, want) in enumerate(zip(m.shape, shape, strict=True)) if want == 1 and have != 1]
+    if summed:
+        m = op.ReduceSum(m, summed, keepdims=1)
+    if any(have not in (1, want) for have, want in zip(m.shape, shape, strict=True)):
+        return None
+    return m if m.shape == shape else op.Expand(m, list(shape))
+
+
+def _inner(op: Emitter, m: Value, delta: Value) -> Value:
+    """``<m, delta>`` for one example; an exactly zero multiplier contributes 0 even where the delta is infinite."""
+    product = op.Where(op.Equal(m, 0.0), op.constant(0.0, m.dtype), m * op.cast(delta, m.dtype))
+    return op.ReduceSum(op.cast(product, op.dtype), keepdims=0)
+
+
+def _listed(context: Context, answer: object, place: str) -> list[Value | None]:
+    """A rule's answer as one entry per node input."""
+    n = context.n_inputs
+    varying = [i for i in range(n) if context.varies(i)]
+    if isinstance(answer, Value):
+        if len(varying) != 1:
+            raise RuleError(f"{place} gives one multiplier, but the inputs {varying} vary; return one for each input")
+        return [answer if i == varying[0] else None for i in range(n)]
+    if not isinstance(answer, list | tuple) or len(answer) != n:
+        given = f"{len(answer)} entries" if isinstance(answer, list | tuple) else f"a {type(answer).__name__}"
+        raise RuleError(f"{place} gives {given}; expected one multiplier per input, {n} in all")
+    return list(answer)
+
+
+def require_rules(graph: Graph, resolver: Resolver, varying: Collection[str]) -> None:
+    """Raise one error that names every node between the varying values and the output that has no rule.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+    """
+    missing = _without_rule(graph, resolver, varying)
+    if missing:
+        raise UnsupportedOperatorError(missing_rules(missing))
+
+
+def _without_rule(graph: Graph, resolver: Resolver, varying: Collection[str]) -> list[tuple[Node, Graph]]:
+    """The nodes without a rule, in the bodies of loops too, and the graphs that they are in."""
+    needed = graph.upstream(graph.outputs)
+    missing: list[tuple[Node, Graph]] = []
+    for node in graph.nodes:
+        positions = [i for i, name in enumerate(node.inputs) if name in varying]
+        if not positions or not any(name in needed for name in node.outputs):
+            continue
+        if resolver.rule(node) is None:
+            missing.append((node, graph))
+        elif is_loop(node):
+            body = node.attributes["body"]
+            inside = body.downstream(body.inputs[i] for i in affected(node, positions))
+            missing += _without_rule(body, resolver, inside)
+    return missing
+
+
+def missing_rules(found: Sequence[tuple[Node, Graph]]) -> str:
+    """The message for nodes without a rule, each with the graph that it is in."""
+    lines = [
+        f"  {node.operator} (opset {node.version}), node {node.name!r}: "
+        f"{', '.join(str(list(graph.shapes[n])) for n in node.inputs if n)} -> "
+        f"{', '.join(str(list(graph.shapes[n])) for n in node.outputs if n)}"
+        for node, graph in found
+    ]
+    operator, several = found[0][0].operator, len(found) > 1
+    return "\n".join(
+        [
+            f"No rule for {len(found)} node{'s' if several else ''} between the explained inputs and the output:",
+            *lines,
+            f"Give one with rules={{{operator!r}: my_rule}}, where my_rule(ctx, m) returns one multiplier per input "
+            f"(see deepshap_ir.extend), or hold the node's output constant with hold=[name].",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Operators for the numpy evaluator of the onnx package, where it has them wrong or slow."""

@@ -1,0 +1,109 @@
+"""The program against the file: batches that mix, batches elsewhere, passes that break the function."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from deepshap_ir.errors import InputError, ModelError
+from deepshap_ir.graph import Graph
+from deepshap_ir.importing import importer
+from deepshap_ir.importing.importer import import_model
+from tests.onnx_text import data, parsed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{ m = ReduceMean <keepdims = 1> (x, vector) \n y = Sub(x, m) }",
+        "{ c = CumSum(x, zero) \n y = Relu(c) }",
+        "{ y = Softmax <axis = 0> (x) }",
+        "<int64[2] f = {1, -1}, int64[2] b = {-1, 4}> { r = Reshape(x, f) \n s = Softmax(r) \n y = Reshape(s, b) }",
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_model_that_mixes_its_batch_is_refused(body: str, rows: int) -> None:
+    model = parsed(body)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "vector"))
+    with pytest.raises(ModelError, match=r"of background row \d.* alone and .* in a batch of \d") as caught:
+        import_model(model, data(rows, 4))
+    assert "The model mixes the rows of its batch" in str(caught.value)
+
+
+def test_equal_rows_do_not_hide_a_mixed_batch() -> None:
+    model = parsed("{ m = ReduceMean <keepdims = 1> (x, zero) \n y = Sub(x, m) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    with pytest.raises(ModelError, match=r"is 0 alone and 0\.0625 in a batch of 2 .* mixes"):
+        import_model(model, np.ones((5, 4)))
+
+
+def test_an_output_without_a_batch_is_refused() -> None:
+    model = parsed("{ y = ReduceMean <keepdims = 0> (x) }", "(float[N,4] x) => (float y)")
+    with pytest.raises(ModelError, match=r"shape \[\] for one row and \[\] for 4 rows.*mixes"):
+        import_model(model, data(9, 4))
+
+
+def test_batch_axes() -> None:
+    body = "{ t = Transpose <perm = [1, 0, 2]> (state) \n s = ReduceSum <keepdims = 0> (t, one) \n y = Add(s, x) }"
+    model = parsed(body, "(float[N,4] x, float[2,N,4] state) => (float[N,4] y)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    feeds = {"x": data(5, 4), "state": data(2, 5, 4)}
+    for axis in (1, -2):
+        imported = import_model(model, feeds, batch_axes={"state": axis})
+        assert imported.graph.batch_axes == {"x": 0, "state": 1}
+        assert imported.graph.shapes["state"] == (2, 1, 4)
+        assert imported.specs[1].shape == (2, None, 4)
+    with pytest.raises(InputError, match="'x' has 5, 'state' has 2"):
+        import_model(model, feeds)
+    with pytest.raises(InputError, match="'state' has 3 axes, so its batch cannot be axis 3"):
+        import_model(model, feeds, batch_axes={"state": 3})
+
+
+def test_inputs_without_a_batch() -> None:
+    model = parsed("{ h = Mul(x, scale) \n y = Relu(h) }", "(float[N,4] x, float[4] scale) => (float[N,4] y)")
+    imported = import_model(model, {"x": data(5, 4), "scale": data(4)}, inputs=["x"], batch_axes={"scale": None})
+    assert imported.graph.batch_axes == {"x": 0, "scale": None}
+    assert imported.graph.shapes["scale"] == (4,)
+    scalar = parsed("{ h = Mul(x, scale) \n y = Relu(h) }", "(float[N,4] x, float scale) => (float[N,4] y)")
+    assert import_model(scalar, {"x": data(5, 4), "scale": np.float32(2)}).graph.batch_axes["scale"] is None
+    fixed = import_model(model, data(5, 4), hold={"scale": np.arange(4)})
+    np.testing.assert_array_equal(fixed.graph.constants["scale"], [0, 1, 2, 3])
+
+
+def test_rows_that_the_batch_multiplies() -> None:
+    body = "<int64[2] s = {-1, 2}> { h = Relu(x) \n y = Reshape(h, s) }"
+    imported = import_model(parsed(body, "(float[N,4] x) => (float[M,2] y)"), data(3, 4))
+    assert imported.graph.shapes["y"] == (2, 2)
+
+
+def test_a_model_that_takes_one_row_only_is_compared_there() -> None:
+    body = "<int64[2] s = {2, 2}> { h = Relu(x) \n y = Reshape(h, s) }"
+    imported = import_model(parsed(body, "(float[N,4] x) => (float[2,2] y)"), data(3, 4))
+    assert len(imported.warnings) == 1
+    assert "compared with the original one row at a time only" in imported.warnings[0]
+
+
+def test_a_pass_that_changes_the_function_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: Graph, protected: frozenset[str]) -> Graph:
+        assert protected == {"y", "h"}
+        return replace(graph, constants={name: array + 1 for name, array in graph.constants.items()})
+
+    model = parsed("<float[4] c = {1, 2, 3, 4}> { h = Relu(x) \n y = Add(h, c) }")
+    monkeypatch.setattr(importer, "PASSES", [wrong])
+    with pytest.raises(
+        ModelError,
+        match=r"not the model: output 'y' at \[0, 2\] is 4\.64\d* in the program and 3\.64\d* in the original at "
+        r"batch 1 \(background row 0; difference 1, allowed 0\.000",
+    ):
+        import_model(model, data(3, 4), keep=["h"])
+    monkeypatch.setattr(importer, "PASSES", [])
+    with pytest.raises(ModelError, match="not the model"):
+        import_model(model, data(3, 4), keep=["h"], rewrite=wrong)
+
+
+def test_a_squeeze_that_takes_the_batch_away_at_one_row() -> None:
+    model = parsed("{ s = ReduceSum <keepdims = 1> (x, one) \n y = Squeeze(s) }", "(float[N,4] x) => (float[M] y)")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    assert import_model(model, data(3, 4)).graph.shapes["y"] == ()
