@@ -45,11 +45,16 @@ def node_cases(module: str) -> list[Case]:
     made = cases._NodeTestCases
     before = len(made)
     name = f"{cases.__name__}.{module}"
-    known = sys.modules.get(name)  # perhaps imported by a test that computes all cases
-    importlib.reload(known) if known else importlib.import_module(name)
-    ours = made[before:]
-    if known:
+    if name in sys.modules:  # imported by a test that computes all cases: once more, and all as before
+        names = dict(cases._existing_names)
+        cases._existing_names.clear()
+        importlib.reload(sys.modules[name])
+        cases._existing_names.update(names)
+        ours = made[before:]
         del made[before:]
+    else:
+        importlib.import_module(name)
+        ours = made[before:]
     found = []
     for case in ours:
         if len(case.model.graph.node) != 1 or not case.data_sets:
