@@ -15,10 +15,11 @@ are those of one example. A multiplier may have the shape of the input or the on
 """
 
 from deepshap_ir.engine.context import Context, Expansion
-from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.registry import RuleSet, expand, rule
 from deepshap_ir.engine.resizing import resized_axes
 from deepshap_ir.engine.sliding import Windows
+from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Array, Graph, Node
 

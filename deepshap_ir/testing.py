@@ -25,9 +25,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.engine.emitter import onnx_node
 from deepshap_ir.engine.evaluator import Evaluator
 from deepshap_ir.engine.expand import expand_graph
+from deepshap_ir.engine.inference import onnx_node
 from deepshap_ir.engine.program import Plan, build_plan
 from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet, rule_set
 from deepshap_ir.graph import Array, Graph, Node

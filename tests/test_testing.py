@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx.reference.op_run import OpRun
 
-from deepshap_ir.engine.emitter import BACKGROUND, SAMPLE
 from deepshap_ir.engine.registry import RuleFunction
+from deepshap_ir.engine.value import BACKGROUND, SAMPLE
 from deepshap_ir.errors import RuleError
 from deepshap_ir.extend import Array, Context, Graph, Node, Value
 from deepshap_ir.testing import Domain, check_rule, exact_shapley

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Array, Graph, Node
 

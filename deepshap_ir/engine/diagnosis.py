@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from deepshap_ir.engine.backends import Reference
-from deepshap_ir.engine.emitter import AXES
 from deepshap_ir.engine.program import build_plan
+from deepshap_ir.engine.value import AXES
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importing.runner import Runner
 from deepshap_ir.onnx_io import graph_to_model

@@ -8,264 +8,21 @@ of ``output < sample < background``. `deepshap_ir.engine.batching` turns steps i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
-import onnx
 from numpy.typing import ArrayLike
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import helper
 
-from deepshap_ir.errors import RuleError
-from deepshap_ir.graph import Array, Graph, Node
-from deepshap_ir.reference.operators import REPAIRED
+from deepshap_ir.engine.inference import BROADCASTING, fold, infer
+from deepshap_ir.engine.value import AXES, INTERNAL, OUTPUT, Operand, Operator, Step, Type, Value, union
+from deepshap_ir.graph import Graph, Node
 
 if TYPE_CHECKING:
     from deepshap_ir.engine.recurrence import LoopRun
-
-OUTPUT, SAMPLE, BACKGROUND = "output", "sample", "background"
-AXES = (OUTPUT, SAMPLE, BACKGROUND)
-
-INTERNAL = "deepshap_ir"
-"""Domain of operators that exist only here: joined patterns (with a `body`), and `SumOver`."""
-
-UNARY = frozenset(
-    [
-        "Abs",
-        "Acos",
-        "Acosh",
-        "Asin",
-        "Asinh",
-        "Atan",
-        "Atanh",
-        "BitwiseNot",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Cosh",
-        "Dropout",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Not",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Shrink",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-    ]
-)
-BROADCASTING = frozenset(
-    [
-        "Add",
-        "And",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Mean",
-        "Min",
-        "Mod",
-        "Mul",
-        "Or",
-        "PRelu",
-        "Pow",
-        "Sub",
-        "Sum",
-        "Where",
-        "Xor",
-    ]
-)
-BOOLEAN = frozenset(
-    ["And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"]
-)
-
-FOLDING_LIMIT = 1 << 22
-"""Constants of more elements than this are left to the runtime to fold."""
-
-
-class Value:
-    """A value of one example inside the program that is being written.
-
-    Attributes
-    ----------
-    shape : shape for one example.
-    dtype : numpy dtype.
-    axes : the batch axes over which the value varies, in the order of `AXES`.
-    data : the array where the value is a constant known now, else None.
-
-    Python arithmetic and comparisons on values emit the ONNX operator of the same meaning.
-    """
-
-    __slots__ = ("axes", "data", "dtype", "name", "op", "shape")
-    __array_ufunc__ = None  # numpy leaves ``array * value`` to `__rmul__`
-
-    def __init__(
-        self,
-        op: Emitter,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        axes: tuple[str, ...] = (),
-        data: Array | None = None,
-    ) -> None:
-        self.op = op
-        self.name = name
-        self.shape = shape
-        self.dtype = dtype
-        self.axes = axes
-        self.data = data
-
-    @property
-    def rank(self) -> int:
-        """Number of dimensions for one example."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements for one example."""
-        return math.prod(self.shape)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether the value is a floating-point number."""
-        return self.dtype.kind == "f"
-
-    def __repr__(self) -> str:
-        return f"Value({self.name}, {self.dtype.name}{list(self.shape)}, axes={'*'.join(self.axes) or 'none'})"
-
-    def __add__(self, other: Operand) -> Value:
-        return self.op.Add(self, other)
-
-    def __radd__(self, other: Operand) -> Value:
-        return self.op.Add(other, self)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self.op.Sub(self, other)
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self.op.Sub(other, self)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self.op.Mul(self, other)
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self.op.Mul(other, self)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self.op.Div(self, other)
-
-    def __rtruediv__(self, other: Operand) -> Value:
-        return self.op.Div(other, self)
-
-    def __matmul__(self, other: Operand) -> Value:
-        return self.op.MatMul(self, other)
-
-    def __rmatmul__(self, other: Operand) -> Value:
-        return self.op.MatMul(other, self)
-
-    def __neg__(self) -> Value:
-        return self.op.Neg(self)
-
-    def __abs__(self) -> Value:
-        return self.op.Abs(self)
-
-    def __gt__(self, other: Operand) -> Value:
-        return self.op.Greater(self, other)
-
-    def __lt__(self, other: Operand) -> Value:
-        return self.op.Less(self, other)
-
-    def __ge__(self, other: Operand) -> Value:
-        return self.op.GreaterOrEqual(self, other)
-
-    def __le__(self, other: Operand) -> Value:
-        return self.op.LessOrEqual(self, other)
-
-    def __and__(self, other: Operand) -> Value:
-        return self.op.And(self, other)
-
-    def __or__(self, other: Operand) -> Value:
-        return self.op.Or(self, other)
-
-    def __invert__(self) -> Value:
-        return self.op.Not(self)
-
-    def __bool__(self) -> bool:
-        raise TypeError(f"{self!r} is known only when the program runs: select with op.Where, not with 'if'")
-
-
-Operand = Value | ArrayLike
-Type = tuple[tuple[int, ...], np.dtype[Any]]
-"""Shape for one example, and dtype."""
-
-
-class Operator(Protocol):
-    """``op.Relu``: emits one operator; a tuple where ``outputs=n`` is given."""
-
-    @overload
-    def __call__(self, *inputs: Operand | None, outputs: None = None, **attributes: Any) -> Value: ...
-
-    @overload
-    def __call__(self, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One operator for one example: its operands (None where absent), results and Python attributes."""
-
-    op_type: str
-    domain: str
-    inputs: tuple[Value | None, ...]
-    outputs: tuple[Value, ...]
-    attributes: Mapping[str, Any]
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The union of the operands' batch axes."""
-        return union(*self.inputs)
-
-
-def union(*values: Value | None) -> tuple[str, ...]:
-    """The batch axes that any of `values` has, in the order of `AXES`."""
-    present = {axis for value in values if value is not None for axis in value.axes}
-    return tuple(axis for axis in AXES if axis in present)
 
 
 class Emitter:
@@ -403,10 +160,12 @@ class Emitter:
             inputs = self._regrouped(inputs)
         key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
         if key not in self._known:
-            results = self._fold(op_type, domain, inputs, attributes, outputs)
-            if results is None:
+            folded = fold(self.opsets, op_type, domain, inputs, attributes, outputs)
+            if folded is not None:
+                results = tuple(found if isinstance(found, Value) else self.constant(found) for found in folded)
+            else:
                 if types is None:
-                    types = self._infer(op_type, domain, inputs, attributes, outputs)
+                    types = infer(self.opsets, op_type, domain, inputs, attributes, outputs)
                 results = self._record(op_type, domain, tuple(inputs), types, attributes, union(*inputs))
             # with all that has its id in the key: an id is free again once its object is gone
             self._known[key] = (inputs, attributes, results)
@@ -514,151 +273,9 @@ class Emitter:
         self.record(Step(op_type, domain, inputs, results, attributes))
         return results
 
-    def _fold(
-        self,
-        op_type: str,
-        domain: str,
-        inputs: Sequence[Value | None],
-        attributes: Mapping[str, Any],
-        outputs: int,
-    ) -> tuple[Value, ...] | None:
-        """The results as constants where only constants, or only shapes, determine them."""
-        if domain:
-            return None
-        if op_type == "Shape" and inputs[0] is not None:
-            shape = inputs[0].shape[attributes.get("start", 0) : attributes.get("end")]
-            return (self.constant(np.array(shape, np.int64)),)
-        if op_type == "Size" and inputs[0] is not None:
-            return (self.constant(np.array(inputs[0].size, np.int64)),)
-        x = inputs[0] if inputs else None
-        if x is not None and (op_type == "Identity" or (op_type == "Cast" and x.dtype == _cast_target(attributes))):
-            return (x,)
-        if op_type == "Mul":
-            for value, other in (inputs, inputs[::-1]):
-                if value is not None and other is not None and _changes_nothing(other, value.shape):
-                    return (value,)
-        if any(v is not None and (v.data is None or v.data.size > FOLDING_LIMIT) for v in inputs):
-            return None
-        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
-        results = [f"o{k}" for k in range(outputs)]
-        node = onnx_node(op_type, domain, names, results, attributes)
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [helper.make_value_info(n, _type_of(v)) for n, v in zip(names, inputs, strict=True) if v is not None],
-            [helper.make_empty_tensor_value_info(n) for n in results],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10)
-        feeds = {n: v.data for n, v in zip(names, inputs, strict=True) if v is not None}
-        with np.errstate(all="ignore"):
-            arrays = ReferenceEvaluator(model, new_ops=REPAIRED).run(None, feeds)
-        if any(np.asarray(array).size > FOLDING_LIMIT for array in arrays):
-            return None
-        return tuple(self.constant(np.asarray(array)) for array in arrays)
-
-    def _infer(
-        self,
-        op_type: str,
-        domain: str,
-        inputs: Sequence[Value | None],
-        attributes: Mapping[str, Any],
-        outputs: int,
-    ) -> list[Type]:
-        """Shape and dtype of each output, for one example."""
-        first = inputs[0]
-        if not domain and op_type in UNARY and outputs == 1 and first is not None:
-            dtype = np.dtype(bool) if op_type in BOOLEAN else first.dtype
-            if op_type == "Cast":
-                dtype = _cast_target(attributes)
-            return [(first.shape, dtype)]
-        if not domain and op_type in BROADCASTING:
-            present = [v for v in inputs if v is not None]
-            try:
-                shape = np.broadcast_shapes(*(v.shape for v in present))
-            except ValueError:
-                raise RuleError(f"{op_type} cannot broadcast {[v.shape for v in present]}") from None
-            dtype = np.dtype(bool) if op_type in BOOLEAN else present[-1 if op_type == "Where" else 0].dtype
-            _check_dtypes(op_type, present[1:] if op_type == "Where" else present)
-            return [(shape, dtype)]
-        if domain or op_type in ("If", "Loop", "Scan"):
-            raise RuleError(f"{domain}::{op_type}: the shapes of its outputs are not known here; pass types=")
-        names = [f"i{k}" if v is not None else "" for k, v in enumerate(inputs)]
-        results = [f"o{k}" for k in range(outputs)]
-        node = onnx_node(op_type, domain, names, results, attributes)
-        types = {n: _type_of(v) for n, v in zip(names, inputs, strict=True) if v is not None}
-        data = {
-            n: numpy_helper.from_array(v.data)
-            for n, v in zip(names, inputs, strict=True)
-            if v is not None and v.data is not None and v.data.size <= 4096
-        }
-        shapes = [v.shape if v is not None else None for v in inputs]
-        try:
-            schema = onnx.defs.get_schema(op_type, self.opsets[""], "")
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=[helper.make_opsetid("", self.opsets[""])], ir_version=10
-            )
-        except Exception as error:
-            raise RuleError(f"{op_type} does not fit operands of shapes {shapes}: {error}") from error
-        inferred = []
-        for name in results:
-            tensor = found[name].tensor_type if name in found else None
-            if (
-                tensor is None
-                or not tensor.HasField("shape")
-                or any(not d.HasField("dim_value") for d in tensor.shape.dim)
-            ):
-                raise RuleError(f"{op_type} on shapes {shapes}: the shape of output {name[1:]} depends on data")
-            shape = tuple(d.dim_value for d in tensor.shape.dim)
-            inferred.append((shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
-        return inferred
-
-
-def onnx_node(
-    op_type: str,
-    domain: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    attributes: Mapping[str, Any],
-    name: str = "",
-) -> onnx.NodeProto:
-    """A node with Python attributes as they are kept in `Node` and `Step`; a `Graph` must be lowered before."""
-    node = helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=domain)
-    for key, value in attributes.items():
-        if value is None:
-            continue
-        if isinstance(value, np.ndarray):
-            node.attribute.append(helper.make_attribute(key, numpy_helper.from_array(value)))
-        elif isinstance(value, list | tuple) and not value:
-            node.attribute.append(helper.make_attribute(key, [], attr_type=onnx.AttributeProto.INTS))
-        else:
-            node.attribute.append(helper.make_attribute(key, value))
-    return node
-
 
 def _node_key(node: Node, inputs: Sequence[Value | None]) -> tuple[Any, ...]:
     return "node", id(node), tuple(map(id, inputs))
-
-
-def _cast_target(attributes: Mapping[str, Any]) -> np.dtype[Any]:
-    return helper.tensor_dtype_to_np_dtype(attributes["to"])
-
-
-def _changes_nothing(factor: Value, shape: tuple[int, ...]) -> bool:
-    """Whether `factor` is a constant of ones that does not broadcast `shape`."""
-    data = factor.data
-    if data is None or data.ndim > len(shape) or not (data == 1).all():
-        return False
-    return all(n in (1, size) for n, size in zip(data.shape[::-1], shape[::-1], strict=False))
-
-
-def _type_of(value: Value) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-
-
-def _check_dtypes(op_type: str, values: Sequence[Value]) -> None:
-    dtypes = {v.dtype for v in values}
-    if len(dtypes) > 1 and op_type != "Pow" and op_type != "BitShift":
-        raise RuleError(f"{op_type} of different dtypes {sorted(d.name for d in dtypes)}: cast first (op.cast)")
 
 
 def _attribute_key(attributes: Mapping[str, Any]) -> Any:

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from deepshap_ir.engine.backends import Backend
-from deepshap_ir.engine.batching import dimension
-from deepshap_ir.engine.emitter import BACKGROUND, OUTPUT, SAMPLE, Value
+from deepshap_ir.engine.lowering import dimension
 from deepshap_ir.engine.pieces import Pieces, Result, Submit, cut, in_order, length, ranges, workers
 from deepshap_ir.engine.program import Plan, Program, nbytes
+from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array
 

@@ -14,9 +14,11 @@ import onnx
 from onnx import helper
 
 from deepshap_ir.engine.context import Expansion
-from deepshap_ir.engine.emitter import SAMPLE, Emitter, Value, onnx_node
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.inference import onnx_node
 from deepshap_ir.engine.recurrence import in_bodies, is_loop, node_attributes
 from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.value import SAMPLE, Value
 from deepshap_ir.errors import DeepShapError, RuleError
 from deepshap_ir.graph import Graph, Node
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from deepshap_ir.engine.emitter import BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.engine.program import Plan, nbytes
+from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE
 
 T = TypeVar("T")
 Result = Callable[[], T]

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from deepshap_ir.engine.batching import Lowering, dimension
+import deepshap_ir.engine.batching  # noqa: F401  (fills the table)
 from deepshap_ir.engine.context import MADE_FOR_NAN, without_nan
-from deepshap_ir.engine.emitter import AXES, BACKGROUND, OUTPUT, SAMPLE, Emitter, Step, Value
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.lowering import Lowering, dimension
 from deepshap_ir.engine.recurrence import is_loop, loop_length, trimmed
 from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.value import AXES, BACKGROUND, OUTPUT, SAMPLE, Step, Value
 from deepshap_ir.engine.walker import Walker, require_rules
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array, Graph, Node

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
-from deepshap_ir.engine.batching import Lowering, batching
-from deepshap_ir.engine.emitter import INTERNAL, Emitter, Step, Value, union
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.lowering import Lowering, batching
+from deepshap_ir.engine.value import INTERNAL, Step, Value, union
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.onnx_io import scan_node

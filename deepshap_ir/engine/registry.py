@@ -15,7 +15,7 @@ from deepshap_ir.graph import Node
 
 if TYPE_CHECKING:
     from deepshap_ir.engine.context import Context, Expansion
-    from deepshap_ir.engine.emitter import Value
+    from deepshap_ir.engine.value import Value
 
 Multipliers = Sequence["Value | None"] | Any
 RuleFunction = Callable[["Context", Any], Any]

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deepshap_ir.engine.context import Context
-from deepshap_ir.engine.emitter import Emitter, Value
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.recurrence import affected, affected_outputs, is_loop
 from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import DeepShapError, RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
 

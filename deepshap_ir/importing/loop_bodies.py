@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.errors import UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.control_flow import body_model

@@ -88,7 +88,7 @@ PASSES: list[Pass] = [
 def canonicalise(graph: Graph, protected: Collection[str], own: Collection[str] = ()) -> Graph:
     """`graph` with patterns joined whose answer would depend on how they are spelled.
 
-    Joined nodes without an ONNX operator of their own are of the domain `deepshap_ir.engine.emitter.INTERNAL` and have
+    Joined nodes without an ONNX operator of their own are of the domain `deepshap_ir.engine.value.INTERNAL` and have
     their program as the attribute ``body``. The function does not change.
 
     Parameters

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Node
 from deepshap_ir.joins.rewriting import Pattern, Rewriter, subgraph
 

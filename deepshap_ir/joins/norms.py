@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Node
 from deepshap_ir.joins.rewriting import Pattern, Rewriter, subgraph
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.trace import tidy
 from deepshap_ir.joins.regions import Dominators

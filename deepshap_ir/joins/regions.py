@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from deepshap_ir.engine.emitter import BROADCASTING, INTERNAL, UNARY
+from deepshap_ir.engine.inference import BROADCASTING, UNARY
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.trace import tidy
 from deepshap_ir.joins.known import recognise

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepshap_ir.engine.emitter import INTERNAL
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.importing.subgraphs import fresh
 

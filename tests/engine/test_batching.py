@@ -16,9 +16,11 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.engine.batching import BATCHING
-from deepshap_ir.engine.emitter import AXES, BACKGROUND, BROADCASTING, OUTPUT, SAMPLE, UNARY, Emitter, Value, onnx_node
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.inference import BROADCASTING, UNARY, onnx_node
+from deepshap_ir.engine.lowering import BATCHING
 from deepshap_ir.engine.program import Program, split
+from deepshap_ir.engine.value import AXES, BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.reference.operators import REPAIRED
 
 Array = NDArray[Any]

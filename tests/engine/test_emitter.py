@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deepshap_ir.engine.emitter import BACKGROUND, OUTPUT, SAMPLE, Emitter, Value
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import RuleError
 from deepshap_ir.extend import Graph, Node
 

@@ -19,12 +19,12 @@ from onnx import ModelProto
 
 from deepshap_ir import DeepExplainer, InputError, ModelError
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.engine.emitter import BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.engine.evaluator import Evaluator, Rows
 from deepshap_ir.engine.memory import available_memory
 from deepshap_ir.engine.pieces import REFERENCES_PER_SUM, Pieces, cut
 from deepshap_ir.engine.program import Plan, build_plan
 from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.importing.importer import import_model
 from tests.onnx_text import data, parsed
 

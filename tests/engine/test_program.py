@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from deepshap_ir.engine.emitter import BACKGROUND, OUTPUT, SAMPLE, Emitter, Step
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.program import Plan, Program, build_plan, split
 from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Step
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing.importer import import_model

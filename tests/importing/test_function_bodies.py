@@ -3,8 +3,9 @@
 import numpy as np
 from onnx import parser
 
-from deepshap_ir.engine.emitter import SAMPLE, Emitter, Value
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.expand import emit_function
+from deepshap_ir.engine.value import SAMPLE, Value
 
 BODY = """
 <domain: "test", opset_import: ["" : 18]>

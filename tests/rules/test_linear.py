@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deepshap_ir.engine.emitter import Value
+from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import RuleError
 from deepshap_ir.extend import Context
 from deepshap_ir.graph import Graph, Node

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepshap_ir.engine.emitter import SAMPLE, Emitter
+from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.value import SAMPLE
 from deepshap_ir.rules.reads import given_back, surrounded, taken
 
 RNG = np.random.default_rng(2)

@@ -12,8 +12,9 @@ from onnx import ModelProto, helper, numpy_helper
 
 from deepshap_ir import DeepExplainer
 from deepshap_ir.engine import recurrence
-from deepshap_ir.engine.emitter import Emitter, Step, Value
+from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.registry import BUILT_IN, Resolver, RuleSet
+from deepshap_ir.engine.value import Step, Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
 from deepshap_ir.extend import Context, Expansion
 from deepshap_ir.graph import Graph, Node
