@@ -26,9 +26,9 @@ from rich.table import Table
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import DeepShapError
-from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing.importer import import_model
+from deepshap_ir.specialisation import rewrite
 from deepshap_ir.testing import Runner, exact_shapley
 
 Array = NDArray[Any]

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from deepshap_ir.converters.registry import Conversion, Settings, convert, find
-from deepshap_ir.engine.attribution import Attributions, Layout, gather
-from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.engine.diagnosis import describe_leaks, first_non_finite
-from deepshap_ir.engine.evaluator import Evaluator, Rows
-from deepshap_ir.engine.expand import expand_graph
-from deepshap_ir.engine.memory import available_memory
-from deepshap_ir.engine.program import Plan, build_plan
-from deepshap_ir.engine.recurrence import affected, in_bodies, is_loop
-from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet, rule_set
-from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
+from deepshap_ir import saving
+from deepshap_ir.converters.registry import Conversion, Settings, find
+from deepshap_ir.engine.attribution import Attributions, Layout
+from deepshap_ir.engine.evaluator import Evaluator
+from deepshap_ir.engine.memory import available_memory, number_of_bytes
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.rule_sets import Rules, rule_sets
+from deepshap_ir.errors import InputError
 from deepshap_ir.explanation import make_explanation
 from deepshap_ir.graph import Array, Graph
-from deepshap_ir.importing.feeds import as_array, columns
-from deepshap_ir.importing.importer import Imported, import_model
-from deepshap_ir.joins.canonical import canonicalise
+from deepshap_ir.importing.feeds import as_array, is_list
+from deepshap_ir.rule_table import RuleRow, rule_rows
+from deepshap_ir.specialisation import References, Request, Setup, Specialisation
 
-TOLERANCE = 1e-4
-"""Largest gap of the sum, relative to the largest of |f(x)|, mean |f(x0)| and the mean sum of |contributions|."""
-
-
-@dataclass(frozen=True)
-class RuleRow:
-    """A line of `DeepExplainer.rules`: a node, its operator, the rule for it, and whether that sums to delta."""
-
-    node: str
-    operator: str
-    rule: str
-    exact: bool
+KEPT = 8
+"""Shapes of samples that are remembered, the latest ones, where the references are a function."""
 
 
 class DeepExplainer:
@@ -66,7 +53,9 @@ class DeepExplainer:
     hold
         Names of values that take the sample's own value in both passes; ``{name: array}`` fixes one to a constant.
     rules
-        Rules of this explainer alone: a `deepshap_ir.extend.RuleSet`, or ``{operator or node name: function}``.
+        Rules of this explainer alone: ``{operator or node name: function}``, a `deepshap_ir.extend.RuleSet`, the name
+        of a rule set ("reveal_cancel", "gradient", "integrated_gradients", "universal"), or a list of these, of which
+        the first that has a rule for a node is asked.
     batch_axes
         ``{input: axis or None}`` where the batch is not axis 0, or where an input has none.
     backend
@@ -102,10 +91,11 @@ class DeepExplainer:
         learning_phase_flags: Any = None,
         *,
         output: str | int | None = None,
+        logits: bool = False,
         inputs: Sequence[str] | None = None,
         at: Sequence[str] | None = None,
         hold: Sequence[str] | Mapping[str, Any] = (),
-        rules: RuleSet | Mapping[str, RuleFunction] | None = None,
+        rules: Rules | Sequence[Rules] | None = None,
         batch_axes: Mapping[str, int | None] | None = None,
         backend: str = "onnxruntime",
         providers: Sequence[Any] | None = None,
@@ -121,40 +111,49 @@ class DeepExplainer:
             raise InputError(f"precision={precision!r}: choose None (as the model) or 'float64'")
         if precision == "float64" and providers:
             raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
+        if isinstance(inputs, str):
+            raise InputError(f"inputs: expected a list of names, given the text {inputs!r}; write [{inputs!r}].")
         self.model = model
         self.data = data
-        self._inputs = inputs
-        self.at = tuple([at] if isinstance(at, str) else at or ())
-        self._settings = Settings(output, self.at, hold, batch_axes or {}, session, learning_phase_flags)
-        find(model, self._settings)
-        self._resolver = Resolver([rule_set(rules)], options)
-        self.precision = precision
-        self._backend_name = "reference" if precision == "float64" else backend
-        self._providers, self._threads = providers, threads
-        self.memory_limit = _bytes(memory_limit) if memory_limit is not None else available_memory() // 4
-        self.progress = progress
-        self._conversion = Conversion(model)
-        self._imported: Imported | None = None
-        self._evaluators: dict[tuple[bool, ...], Evaluator] = {}
+        places = tuple([at] if isinstance(at, str) else at or ())
+        settings = Settings(output, places, hold, batch_axes or {}, session, learning_phase_flags)
+        if not isinstance(model, Conversion):
+            find(model, settings)
+        self._given_limit = memory_limit
+        self._rules = rules
+        self._setup = Setup(
+            settings=settings,
+            inputs=None if inputs is None else tuple(inputs),
+            logits=logits,
+            own_references=callable(data),
+            resolver=Resolver(rule_sets(rules), options),
+            precision=precision,
+            backend=backend,
+            providers=providers,
+            threads=threads,
+            memory_limit=available_memory() // 4 if memory_limit is None else number_of_bytes(memory_limit),
+            progress=progress,
+        )
+        self._source = saving.Source.of(model)
         self._expected: Array | None = None
+        self._known: list[Specialisation] = []
         if not callable(data):
-            self._import(data)
-            self._evaluator()
+            self._known = [Specialisation(self._source.model, self._setup, data)]
 
     @property
     def graph(self) -> Graph:
         """The program of one example that is explained."""
-        return self._require().graph
+        return self._latest.graph
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the explained values, in the order of the attributions."""
-        return self.at or self._require().explained
+        return self._latest.places
 
     @property
     def output_name(self) -> str:
         """Name of the explained output."""
-        return self._require().output
+        return self._latest.imported.output
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -168,13 +167,14 @@ class DeepExplainer:
         ``[N, *output shape]`` of the last explained samples where it depends on them (references of their own, held
         inputs), None before there are any.
         """
-        if self._expected is None and self._imported is not None:
-            evaluator = self._evaluator()
-            if not evaluator.plan.per_pair_base:
-                held = {n: self._layout.rows(n, a) for n, a in self._imported.background.items()}
-                base = evaluator.base(self._references, held, self._imported.rows)
-                self._expected = base.reshape(self.output_shape)
+        if self._expected is None and self._known and not callable(self.data):
+            self._expected = self._latest.base()
         return self._expected
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that the values of the pieces at work may take."""
+        return self._setup.memory_limit
 
     def shap_values(
         self,
@@ -182,6 +182,10 @@ class DeepExplainer:
         ranked_outputs: int | None = None,
         output_rank_order: str = "max",
         check_additivity: bool = True,
+        *,
+        per_reference: bool = False,
+        hypothetical: bool = False,
+        hypothetical_axis: int | Mapping[str, int] = -1,
     ) -> Any:
         """Attributions of samples.
 
@@ -191,19 +195,56 @@ class DeepExplainer:
         ranked_outputs : explain only so many outputs of each sample, those highest in `output_rank_order`.
         output_rank_order : "max", "min" or "max_abs".
         check_additivity : raise where the attributions do not sum to the output minus its mean.
+        per_reference : give the contributions for each reference, of which the attributions are the mean.
+        hypothetical : of one-hot samples, in place of the contributions those of every letter, had it been there:
+            ``H[c] = m[c] - sum_c' m[c'] x0[c']`` by the multipliers `m`; see `deepshap_ir.hypothetical`.
+        hypothetical_axis : where the letters are, counted as in `X`: 1 for ``[N, 4, L]``, 2 or -1 for ``[N, L, 4]``; or
+            ``{input: axis}``, to leave the other inputs their contributions.
 
         Returns
         -------
         float64 ``[N, *features, *output shape]``; one output keeps its axis. A list of these for several inputs. With
-        `ranked_outputs`, a pair: ``[N, *features, r]`` and the indexes of the outputs, ``[N, r]``.
+        `per_reference`, ``[N, B, *features, *output shape]``: B references after the samples. With `ranked_outputs`, a
+        pair: ``[N, *features, r]`` and the indexes of the outputs, ``[N, r]``.
 
         Raises
         ------
         InputError, NonFiniteError, AdditivityError
         """
-        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=False)
-        values = found.values[0] if len(found.values) == 1 and not _is_listed(X) else found.values
-        return values if ranked_outputs is None else (values, found.ranks)
+        request = Request(ranked_outputs, output_rank_order, check_additivity, per_reference=per_reference)
+        if hypothetical:
+            request = replace(request, role="hypothetical", axes=hypothetical_axis)
+        return self._arrays(X, request)
+
+    def multipliers(
+        self,
+        X: Any,  # noqa: N803
+        ranked_outputs: int | None = None,
+        output_rank_order: str = "max",
+        check_additivity: bool = True,
+        *,
+        per_reference: bool = False,
+    ) -> Any:
+        """Multipliers of samples: what each unit of difference from a reference contributes.
+
+        Those for one reference, times the difference from it, are the contributions for it. The mean over the
+        background is not a factor of the attributions, unless the multipliers are the same for all references.
+
+        Parameters
+        ----------
+        X, ranked_outputs, output_rank_order, check_additivity : as for `shap_values`.
+        per_reference : give them for each reference, not their mean.
+
+        Returns
+        -------
+        As `shap_values`.
+
+        Raises
+        ------
+        InputError, NonFiniteError, AdditivityError
+        """
+        request = Request(ranked_outputs, output_rank_order, check_additivity, role="multiplier")
+        return self._arrays(X, replace(request, per_reference=per_reference))
 
     def __call__(
         self,
@@ -211,26 +252,35 @@ class DeepExplainer:
         ranked_outputs: int | None = None,
         output_rank_order: str = "max",
         check_additivity: bool = True,
+        *,
+        per_reference: bool = False,
     ) -> Any:
-        """An explanation of samples, with base values, data, names and standard errors; see `make_explanation`."""
-        found = self._explain(X, ranked_outputs, output_rank_order, check_additivity, details=True)
+        """An explanation of samples, with base values, data, names and standard errors; see `make_explanation`.
+
+        With `per_reference`, of every pair of a sample and a reference, ``[N, B, *features, *outputs]``; base values
+        are the outputs at the references, and ``explanation[i]`` has the pairs of sample i as its rows.
+        """
+        request = Request(ranked_outputs, output_rank_order, check_additivity, details=not per_reference)
+        program, found = self._explain(X, replace(request, per_reference=per_reference))
         several = len(found.values) > 1
-        names = self._column_names(X)
+        names = program.column_names(X)
+        values = found.asked["each sum"] if per_reference else found.values
         return make_explanation(
-            found.values if several else found.values[0],
-            found.base,
+            values if several else values[0],
+            found.base if found.bases is None else found.bases,
             found.data if several else found.data[0],
             feature_names=names if several else names[0],
             standard_error=found.errors if several or found.errors is None else found.errors[0],
-            unattributed=found.unattributed,
+            unattributed=found.each_around if per_reference else found.unattributed,
             output_indexes=found.ranks,
             outputs=found.output,
+            per_reference=per_reference,
         )
 
     def explain_row(self, *row: Any, check_additivity: bool = True, **_: Any) -> dict[str, Any]:
         """The explanation of one sample, its inputs without batch axis, in the words that `shap.Explainer` uses."""
         listed = [np.asarray(as_array(a))[None] for a in row]
-        found = self._explain(listed, None, "max", check_additivity, details=False)
+        found = self._explain(listed, Request(check=check_additivity))[1]
         values = [a[0] for a in found.values]
         return {
             "values": values if len(values) > 1 else values[0],
@@ -239,6 +289,54 @@ class DeepExplainer:
             "main_effects": None,
             "clustering": None,
         }
+
+    def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the explainer to one file, whole or not at all, from which `load` makes it without any framework.
+
+        The file is a zip archive of the ONNX model, the background and the settings. Rules of your own, and a function
+        in place of a background, are not in it: give them again on `load`.
+
+        Parameters
+        ----------
+        file : a path, or a binary file open for writing.
+
+        Raises
+        ------
+        InputError : the references are a function and no samples have been explained, so that nothing is known of
+            the model; or a setting cannot be written.
+        ModelError : the model's file has changed since.
+        """
+        saving.write(file, self._contents())
+
+    @classmethod
+    def load(
+        cls,
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        data: Any = None,
+        rules: Rules | Sequence[Rules] | None = None,
+        **settings: Any,
+    ) -> DeepExplainer:
+        """Read an explainer that `save` wrote.
+
+        Parameters
+        ----------
+        file : a path, or a binary file open for reading.
+        data : another background; needed where it was a function.
+        rules : rules of your own; needed where the explainer had some.
+        settings : of where and how it runs, if not as saved: `backend`, `providers`, `precision`, `memory_limit`,
+            `progress`, `threads`, `options`.
+
+        Raises
+        ------
+        InputError : what was not saved is not given again, or a setting cannot be changed.
+        ModelError : the file is none of these, is damaged, or of a newer version.
+        """
+        return cls(**saving.read(file).arguments(data, rules, settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = self.data if callable(self.data) else None
+        return _loaded, (type(self), saving.to_bytes(self._contents()), data, self._rules)
 
     @staticmethod
     def supports_model_with_masker(model: Any, masker: Any) -> bool:
@@ -250,209 +348,92 @@ class DeepExplainer:
 
         Those in the body of a loop follow the loop.
         """
-        return list(self._rows(self.graph, self._require().explained))
-
-    def _rows(self, graph: Graph, varying: Iterable[str]) -> Iterator[RuleRow]:
-        """The rules of a graph and of the bodies of its loops."""
-        reached = graph.downstream(varying)
-        needed = reached & graph.upstream(graph.outputs)
-        for node in graph.nodes:
-            rule = self._resolver.rule(node)
-            if rule is not None and needed.intersection(node.outputs):
-                yield RuleRow(node.name, node.operator, rule.name, rule.exact)
-                if is_loop(node):
-                    body: Graph = node.attributes["body"]
-                    positions = [i for i, name in enumerate(node.inputs) if name in reached]
-                    yield from self._rows(body, [body.inputs[i] for i in affected(node, positions)])
+        program = self._latest
+        return list(rule_rows(program.graph, program.imported.explained, self._setup.resolver))
 
     def ledger(self, X: Any) -> dict[str, Array]:  # noqa: N803
         """The residual of every node's rule, ``[N, *output shape]``, mean over the background.
 
         ``<m_y, dy> - sum_i <m_xi, dx_i>``: what the node fails to hand on. They add up to the gap of the whole.
         """
-        samples, n = self._read(X)
-        layout = self._layout
-        parts, count = self._evaluate(self._evaluator(ledger=True), samples, layout.seeds())
-        residuals = {}
-        for _, name in (role for role in parts[0].sums if role[0] == "residual"):
-            found = [part.sums["residual", name] for part in parts]
-            outputs = np.concatenate([np.broadcast_to(a, (len(a), n)) for a in found])
-            residuals[name] = (outputs.T / count).reshape(n, *layout.output_shape)
-        return residuals
+        program = self._program(X)
+        samples, n = program.read(X)
+        return program.ledger(samples, n, self._references(program, samples))
 
-    def _require(self) -> Imported:
-        if self._imported is None:
+    @property
+    def _latest(self) -> Specialisation:
+        if not self._known:
             raise InputError("the references are a function: explain some samples first, as they fix the shapes")
-        return self._imported
+        return self._known[-1]
 
     @property
     def _layout(self) -> Layout:
-        imported = self._require()
-        return Layout(imported.graph, imported.output)
+        return self._latest.layout
 
-    def _import(self, background: Any, what: str = "background") -> None:
-        self._conversion = convert(self.model, background, self._settings)
-        self.at = self._conversion.at or self.at
-        imported = import_model(
-            self._conversion.model,
-            self._conversion.data(background, what),
-            what=what,
-            output=self._conversion.output,
-            inputs=self._inputs,
-            hold=self._conversion.hold,
-            keep=self.at,
-            batch_axes=self._settings.batch_axes,
-            rewrite=lambda graph, protected: rewrite(graph, protected, self._resolver),
+    def _evaluator(self) -> Evaluator:
+        return self._latest.evaluator()
+
+    def _program(self, X: Any) -> Specialisation:  # noqa: N803
+        """The model for samples of the shapes of `X`, which only references by a function can follow."""
+        if not callable(self.data):
+            return self._latest
+        for known in reversed(self._known):
+            if known.fits(X):
+                self._known.remove(known)
+                self._known.append(known)
+                return known
+        self._known = [*self._known, Specialisation(self._source.model, self._setup, X, "samples")][-KEPT:]
+        return self._latest
+
+    def _references(self, program: Specialisation, samples: Mapping[str, Array]) -> References:
+        return program.own_references(self.data, samples) if callable(self.data) else program.background
+
+    def _explain(self, X: Any, request: Request) -> tuple[Specialisation, Attributions]:  # noqa: N803
+        program = self._program(X)
+        samples, n = program.read(X)
+        found = program.explain(samples, n, self._references(program, samples), request)
+        self._expected = found.expected
+        return program, found
+
+    def _arrays(self, X: Any, request: Request) -> Any:  # noqa: N803
+        """What `shap_values` returns."""
+        found = self._explain(X, request)[1]
+        arrays = found.asked[request.roles[-1]] if request.roles else found.values
+        values = arrays[0] if len(arrays) == 1 and not is_list(X) else arrays
+        return values if request.ranked_outputs is None else (values, found.ranks)
+
+    def _contents(self) -> saving.Contents:
+        """What `save` writes."""
+        program, setup = self._latest, self._setup
+        conversion, imported = program.conversion, program.imported
+        hold = conversion.hold
+        return saving.Contents(
+            model=self._source.loaded(conversion.model),
+            settings={
+                "conversion": {
+                    "output": conversion.output,
+                    "at": program.at,
+                    "hold": {name: None if a is None else np.asarray(a) for name, a in hold.items()}
+                    if isinstance(hold, Mapping)
+                    else list(hold),
+                    "constants": conversion.constants,
+                },
+                "logits": setup.logits,
+                "inputs": setup.inputs,
+                "batch_axes": setup.settings.batch_axes,
+                "backend": setup.backend,
+                "providers": setup.providers,
+                "precision": setup.precision,
+                "memory_limit": self._given_limit,
+                "progress": setup.progress,
+                "threads": setup.threads,
+                "options": setup.resolver.options,
+            },
+            background=None if callable(self.data) else imported.background,
+            columns={spec.name: spec.columns for spec in imported.specs if spec.columns is not None},
+            own_rules=saving.described(rule_sets(self._rules)),
         )
-        if self.precision == "float64":
-            imported = replace(imported, graph=imported.graph.astype(np.float64))
-        self._imported = imported
-
-    @property
-    def _references(self) -> dict[str, Array]:
-        """The background by input name, ``[B, *shape]``."""
-        imported = self._require()
-        return self._explained_rows(imported.background, imported.rows)
-
-    def _explained_rows(self, arrays: Mapping[str, Array], n: int) -> dict[str, Array]:
-        """The explained inputs, ``[N, *shape]``, those without a batch axis as often as there are rows."""
-        imported, layout = self._require(), self._layout
-        rows = {name: layout.rows(name, arrays[name]) for name in imported.explained}
-        return {name: np.broadcast_to(a, (n, *imported.graph.shapes[name])) for name, a in rows.items()}
-
-    def _read(self, X: Any) -> tuple[dict[str, Array], int]:  # noqa: N803
-        """Samples by input name, ``[N, *shape]``, and their number."""
-        if self._imported is None:  # the references are a function: the samples fix the shapes
-            self._import(X, "samples")
-            self._evaluator()
-        arrays, n = self._require().read(self._conversion.data(X, "samples"))
-        return {name: self._layout.rows(name, a) for name, a in arrays.items()} | self._explained_rows(arrays, n), n
-
-    def _column_names(self, X: Any) -> list[list[str] | None]:  # noqa: N803
-        """Names of the columns of each explained place, where the background or else the samples are a DataFrame."""
-        known = {spec.name: spec.columns or columns(X) for spec in self._require().specs}
-        labels = [known.get(name) for name in self.input_names]
-        return [None if found is None else list(map(str, found)) for found in labels]
-
-    def _own_references(self, samples: Mapping[str, Array]) -> Callable[[int], dict[str, Array]]:
-        """A function from a sample's position to its references by input name, ``[B, *shape]``."""
-        imported, layout = self._require(), self._layout
-
-        def references(i: int) -> dict[str, Array]:
-            given = self.data([layout.features(name, samples[name][i]) for name in imported.explained])
-            return self._explained_rows(*imported.read(given, f"references of sample {i}", imported.explained))
-
-        return references
-
-    def _evaluator(self, ranked: bool = False, details: bool = False, ledger: bool = False) -> Evaluator:
-        key = (ranked, details, ledger)
-        if key not in self._evaluators:
-            self._evaluators[key] = self._made_evaluator(ranked, details, ledger)
-        return self._evaluators[key]
-
-    def _made_evaluator(self, ranked: bool, details: bool, ledger: bool) -> Evaluator:
-        imported = self._require()
-        try:
-            plan = self._plan(ranked, details, ledger)
-            return Evaluator(plan, self._backend(), self.memory_limit, self.progress)
-        except ModelError as error:
-            if self._backend_name != "onnxruntime" or np.float64 not in self.graph.dtypes.values():
-                raise
-            warnings.warn(
-                f"onnxruntime lacks double-precision kernels for this model, so it is explained in float32 ({error}); "
-                "precision='float64' uses the reference backend instead",
-                stacklevel=4,
-            )
-            self._imported = replace(imported, graph=imported.graph.astype(np.float32))
-            return Evaluator(self._plan(ranked, details, ledger), self._backend(), self.memory_limit, self.progress)
-
-    def _backend(self) -> Backend:
-        return Reference() if self._backend_name == "reference" else OnnxRuntime(self._providers, self._threads)
-
-    def _plan(self, ranked: bool, details: bool, ledger: bool) -> Plan:
-        own = callable(self.data)
-        arguments = self._plan_arguments()
-        return build_plan(self.graph, **arguments, ranked=ranked, details=details, ledger=ledger, own_references=own)
-
-    def _plan_arguments(self) -> dict[str, Any]:
-        imported = self._require()
-        return {"resolver": self._resolver, "explained": imported.explained, "hold": imported.held, "at": self.at}
-
-    def _evaluate(
-        self, evaluator: Evaluator, samples: Mapping[str, Array], blocks: Sequence[Array]
-    ) -> tuple[list[Rows], int]:
-        """Sums for each block of seeds, and the number of references."""
-        references: Any = self._own_references(samples) if callable(self.data) else self._references
-        first = references(0) if callable(references) else references
-        count = len(next(iter(first.values())))
-        return [evaluator.evaluate(samples, references, seeds, count) for seeds in blocks], count
-
-    def _explain(
-        self,
-        X: Any,  # noqa: N803
-        ranked_outputs: int | None,
-        order: str,
-        check_additivity: bool,
-        details: bool,
-    ) -> Attributions:
-        samples, n = self._read(X)
-        layout, ranks = self._layout, None
-        ranked = ranked_outputs is not None
-        if ranked_outputs is not None:
-            ranks = layout.ranks(self._evaluator(ranked=True).outputs(samples), ranked_outputs, order)
-        blocks = layout.seeds() if ranks is None else layout.ranked_seeds(ranks)
-        places = self.input_names
-        bypassing = [name for name in self._require().explained if name not in places]
-
-        def attributions(details: bool) -> Attributions:
-            evaluator = self._evaluator(ranked, details)
-            parts, count = self._evaluate(evaluator, samples, blocks)
-            base = parts[0].base.reshape(-1, *layout.output_shape)
-            self._expected = base if evaluator.plan.per_pair_base else base[0]
-            return gather(layout, parts, count, samples, n, places, bypassing, ranks)
-
-        found = attributions(details)
-        if not found.finite().all():
-            self._refuse_non_finite(samples, int(np.argmin(found.finite())))
-        if check_additivity and (found.gap() > TOLERANCE * found.scale()).any():
-            found = found if details else attributions(details=True)
-            if (found.gap() > TOLERANCE * found.scale()).any():
-                gap, scale = found.gap(), found.scale()
-                raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, self.ledger(X)))
-        return found
-
-    def _refuse_non_finite(self, samples: Mapping[str, Array], row: int) -> None:
-        """Raise the error that names what is not finite at a sample."""
-        shared = set(samples) - set(self._require().explained)
-        shared = {name for name in shared if self.graph.batch_axes[name] is None}
-        one = {name: a if name in shared else a[row : row + 1] for name, a in samples.items()}
-        references = self._own_references(samples)(row) if callable(self.data) else self._references
-        raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, references, row))
 
 
-def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
-    """Expand what has no rule and join what belongs together, but not nodes for which an explainer has its own rule."""
-    graph = expand_graph(graph, resolver)
-    return _joined(graph, protected, resolver)
-
-
-def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
-    own = {node.name for node in graph.nodes if resolver.is_own(node)}
-    return in_bodies(canonicalise(graph, protected, own), lambda body: _joined(body, frozenset(), resolver))
-
-
-def _is_listed(data: Any) -> bool:
-    return isinstance(data, list | tuple) and bool(data) and all(hasattr(a, "__array__") for a in data)
-
-
-def _bytes(limit: int | str) -> int:
-    """``2_000_000_000``, ``"2GB"``, ``"500 MiB"`` -> bytes."""
-    if not isinstance(limit, str):
-        if limit <= 0:
-            raise InputError(f"memory_limit={limit}: it must be a positive number of bytes")
-        return int(limit)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", limit, re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise InputError(f"memory_limit={limit!r}: write a number of bytes such as '2GB' or '500MiB'")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+def _loaded(cls: type[DeepExplainer], content: bytes, data: Any, rules: Any) -> DeepExplainer:
+    return cls.load(io.BytesIO(content), data=data, rules=rules)

@@ -278,6 +278,7 @@ def make_explanation(
     unattributed: ArrayLike | None = None,
     output_indexes: ArrayLike | None = None,
     outputs: ArrayLike | None = None,
+    per_reference: bool = False,
 ) -> Any:
     """An `Explanation`, which is a `shap.Explanation` where shap can be imported.
 
@@ -293,6 +294,8 @@ def make_explanation(
     unattributed : ``[N, *outputs]``.
     output_indexes : which output each column of `values` is, ``[N, outputs]``.
     outputs : ``f(x)``, ``[N, *outputs]``.
+    per_reference : `values` and `base_values` are those of each reference, ``[N, B, *features, *outputs]`` and
+        ``[N, B, *outputs]``, and so are `standard_error` and `unattributed` if there are any.
 
     Returns
     -------
@@ -310,17 +313,30 @@ def make_explanation(
             raise InputError(f"attributions of {count} inputs need as many data, feature names and standard errors")
         return [
             make_explanation(
-                value, base_values, rows, names, output_names, error, unattributed, output_indexes, outputs
+                value,
+                base_values,
+                rows,
+                names,
+                output_names,
+                error,
+                unattributed,
+                output_indexes,
+                outputs,
+                per_reference,
             )
             for value, rows, names, error in zip(values, data, *many, strict=True)
         ]
     values, data = np.asarray(values), np.asarray(data)
-    rank = data.ndim
-    if rank == 0 or values.shape[:rank] != data.shape:
+    if per_reference and data.ndim and values.ndim > 1:
+        data = np.broadcast_to(data[:, None], (len(data), values.shape[1], *data.shape[1:]))
+    rank, lead = data.ndim, 2 if per_reference else 1
+    if rank < lead or values.shape[:rank] != data.shape:
         raise InputError(f"attributions {_shape(values)} do not begin with the shape of the samples {_shape(data)}")
     output_shape = values.shape[rank:]
-    per_row = (len(data), *output_shape)
+    per_row = (*data.shape[:lead], *output_shape)
     base = np.asarray(base_values)
+    if per_reference and outputs is not None:
+        outputs = np.broadcast_to(np.asarray(outputs)[:, None], per_row)
     if base.shape not in (output_shape, per_row):
         raise InputError(f"base_values have shape {_shape(base)}, expected {list(output_shape)} or {list(per_row)}")
     arrays = {
@@ -333,7 +349,8 @@ def make_explanation(
         "outputs": None if outputs is None else np.asarray(outputs),
     }
     output_dims = tuple(range(rank, values.ndim))
-    axes = dict.fromkeys(arrays, (0, *output_dims)) | {"data": tuple(range(rank))}
+    axes = dict.fromkeys(arrays, (*range(lead), *output_dims)) | {"data": tuple(range(rank))}
+    axes["output_indexes"] = (0, *output_dims)
     axes["values"] = axes["standard_error"] = tuple(range(values.ndim))
     tracks = {}
     for name, array in arrays.items():
@@ -344,7 +361,7 @@ def make_explanation(
             raise InputError(f"{name} has shape {_shape(array)}, expected {list(expected)}")
         tracks[name] = Track(array, axes[name])
     explanation = _restore(tracks, output_dims, [], None)
-    if rank > 1:
+    if rank > lead:
         explanation.feature_names = feature_names
     if output_names is None and output_indexes is not None:
         output_names = [[f"Output {k}" for k in row] for row in np.asarray(output_indexes)]

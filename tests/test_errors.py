@@ -171,7 +171,7 @@ def test_references_that_do_not_fit() -> None:
         explain(background=lambda sample: BACKGROUND[:, :3])
     with pytest.raises(InputError, match=r"samples of input 'x': expected shape \[rows, 4\], given \[3, 3\]"):
         explain(background=lambda sample: BACKGROUND, samples=SAMPLES[:, :3])
-    sizes = iter([2, 2, 3, 4])
+    sizes = iter([2, 3, 4])
     with pytest.raises(
         InputError, match=r"the function for the references gave \[2, 3, 4\] rows; each sample needs as many"
     ):

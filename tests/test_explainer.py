@@ -479,20 +479,21 @@ def test_a_reference_explained_by_itself_has_no_contributions() -> None:
     np.testing.assert_array_equal(values, 0)
 
 
-def test_outputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More outputs than fit one array of seeds."""
-    import deepshap_ir.engine.attribution as module
+def test_outputs_in_pieces_meet_the_same_references() -> None:
+    """More outputs than fit one piece: a random function is asked once for each sample."""
+    asked = []
 
-    expected = explainer()(SAMPLES)
-    ledger = explainer().ledger(SAMPLES)
-    monkeypatch.setattr(module, "SEED_BYTES", 64)
-    e = explainer()
-    assert len(e._layout.seeds()) == 2
+    def references(sample: list[Array]) -> Array:
+        asked.append(sample[0])
+        return data(5, 4, seed=len(asked))
+
+    e = explainer(background=references, memory_limit=2000)
     got = e(SAMPLES)
-    for part in ("values", "base_values", "outputs", "standard_error"):
-        np.testing.assert_allclose(getattr(got, part), getattr(expected, part), atol=1e-7)
-    for node, residual in e.ledger(SAMPLES).items():
-        np.testing.assert_allclose(residual, ledger[node], atol=1e-7)
+    assert e._evaluator().pieces(4, 3, 5).sizes["output"] < 4
+    np.testing.assert_array_equal(asked, SAMPLES)
+    base = np.stack([net(data(5, 4, seed=1 + i)).mean(0) for i in range(3)])
+    np.testing.assert_allclose(got.base_values, base, rtol=1e-5)
+    np.testing.assert_allclose(total(got.values), net(SAMPLES) - base, atol=1e-6)
 
 
 def test_the_ledger_adds_up_to_the_gap() -> None:

@@ -14,12 +14,12 @@ from deepshap_ir.commands.explain_files import Choices, fed_inputs
 from deepshap_ir.commands.tables import Input
 from deepshap_ir.engine.registry import Resolver, RuleSet
 from deepshap_ir.errors import InputError, ModelError, UnsupportedOperatorError
-from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.dependence import operator
 from deepshap_ir.importing.feeds import Array, suggest
 from deepshap_ir.importing.importer import Imported, import_model
 from deepshap_ir.importing.load import load_model
+from deepshap_ir.specialisation import rewrite
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.UNDEFINED}
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from deepshap_ir.engine.evaluator import Rows
+from deepshap_ir.engine.seeds import EachOutput, RankedOutputs, Seeds
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array, Graph
 
-SEED_BYTES = 1 << 26
-"""Outputs are explained in blocks whose seeds take at most this."""
 ORDERS: dict[str, Callable[[Array], Array]] = {"max": np.negative, "min": np.positive, "max_abs": lambda y: -np.abs(y)}
 
 
@@ -36,11 +34,6 @@ class Layout:
         """Number of explained scalars."""
         return math.prod(self.output_shape)
 
-    @property
-    def seed_dtype(self) -> np.dtype[Any]:
-        """The floating-point dtype of the program."""
-        return self.graph.float_dtype
-
     def rows(self, name: str, array: Array) -> Array:
         """``[N, *shape]`` in the graph's dtype; the array itself where the input has no batch axis."""
         axis = self.graph.batch_axes[name]
@@ -53,18 +46,10 @@ class Layout:
         axis = self.graph.batch_axes.get(name, 0 if shape[:1] == (1,) else None)
         return array if axis is None else np.squeeze(array, axis - len(shape))
 
-    def seeds(self) -> list[Array]:
-        """One multiplier of 1 per output, in blocks ``[K, *shape]``."""
-        k, shape = self.n_outputs, self.graph.shapes[self.output]
-        step = max(1, SEED_BYTES // (8 * k))
-        return [np.eye(min(step, k - s), k, s, self.seed_dtype).reshape(-1, *shape) for s in range(0, k, step)]
-
-    def ranked_seeds(self, ranks: Array) -> list[Array]:
-        """One multiplier of 1 per ranked output of each sample, ``[r, N, *shape]``."""
-        n, r = ranks.shape
-        seeds = np.zeros((r, n, self.n_outputs), self.seed_dtype)
-        np.put_along_axis(seeds, ranks.T[:, :, None], 1, axis=2)
-        return [seeds.reshape(r, n, *self.graph.shapes[self.output])]
+    def seeds(self, ranks: Array | None = None) -> Seeds:
+        """One multiplier of 1 per output, or per ranked output of each sample, ``[N, r]``."""
+        shape, dtype = self.graph.shapes[self.output], self.graph.float_dtype
+        return EachOutput(shape, dtype) if ranks is None else RankedOutputs(ranks, shape, dtype)
 
     def ranks(self, y: Array, wanted: int, order: str) -> Array:
         """Indexes of the outputs that come first in `order`, ``[N, wanted]``, from outputs ``[N, *shape]``.
@@ -83,27 +68,35 @@ class Layout:
 
 @dataclass(frozen=True)
 class Attributions:
-    """Attributions and what they are checked against; N samples, outputs as the caller asked for them.
+    """Attributions and what they are checked against; N samples, B references, outputs as the caller asked for them.
 
     Attributes
     ----------
     values : per place, ``[N, *features, *outputs]``.
+    asked : what else was asked for, by its role in the plan, per place: as `values`, or for each reference
+        ``[N, B, *features, *outputs]``.
     output, base, base_magnitude : ``f(x)``, mean ``f(x0)`` and mean ``|f(x0)|``, ``[N, *outputs]``.
+    expected : the mean of all outputs, ``[*output shape]``, ``[N, *output shape]`` where it depends on the sample.
+    bases : ``f(x0)`` where it was asked for each reference, ``[N, B, *outputs]``.
     data : per place, the values at the samples, ``[N, *features]``.
     ranks : indexes of ranked outputs, ``[N, r]``.
     errors : per place, standard errors of `values`.
-    unattributed : what reaches the output around the places, ``[N, *outputs]``.
+    unattributed : what reaches the output around the places, ``[N, *outputs]``; ``[N, B, *outputs]`` in `each_around`.
     absolute : mean sum of the magnitudes of all contributions, ``[N, *outputs]``.
     """
 
     values: list[Array]
+    asked: dict[str, list[Array]]
     output: Array
     base: Array
     base_magnitude: Array
+    expected: Array
+    bases: Array | None
     data: list[Array]
     ranks: Array | None
     errors: list[Array] | None
     unattributed: Array | None
+    each_around: Array | None
     absolute: Array | None
 
     def gap(self) -> Array:
@@ -121,69 +114,83 @@ class Attributions:
 
     def finite(self) -> Array:
         """Whether all numbers of a sample are finite, ``[N]``."""
-        arrays = (self.output, self.base, *self.values)
+        arrays = [self.output, self.base, *self.values]
+        arrays += [a for role, found in self.asked.items() if not role.startswith("each") for a in found]
         return np.asarray(np.all([np.isfinite(a).reshape(len(a), -1).all(1) for a in arrays], axis=0))
 
 
 def gather(
     layout: Layout,
-    parts: Sequence[Rows],
-    n_references: int,
+    rows: Rows,
+    b: int,
     samples: Mapping[str, Array],
     n: int,
     places: Sequence[str],
     bypassing: Sequence[str],
     ranks: Array | None,
+    asked: Sequence[str] = (),
 ) -> Attributions:
-    """Attributions from the sums of each block of seeds.
+    """Attributions from the evaluator's sums.
 
     Parameters
     ----------
+    b, n : how many references and samples.
     samples : input name -> ``[N, *shape]``.
     places : the values that get the attributions.
     bypassing : explained inputs that reach the output around the places.
+    asked : roles of the plan to be given beside the contributions.
     """
-    b, rows = n_references, parts[0]
     shape = layout.output_shape if ranks is None else (ranks.shape[1],)
+    outputs, rank = len(shape), len(layout.graph.shapes[layout.output])
+    roles = {role[0] for role in rows.sums}
 
-    def mean(role: str, name: str) -> Array:
-        example = layout.graph.shapes[name]
-        found = [part.sums[role, name] for part in parts if (role, name) in part.sums]
-        blocks = [np.broadcast_to(a, (len(a), n, *example)) for a in found]
-        stacked = np.concatenate(blocks) if blocks else np.zeros((math.prod(shape), n, *example))
-        last = np.moveaxis(layout.features(name, stacked), 0, -1)
-        return last.reshape(*last.shape[:-1], *shape) / b
+    def per_feature(role: str, name: str) -> Array:
+        """``[N, *features, *outputs]``, the mean over the references, or for each of these ``[N, B, ...]``."""
+        example, each = layout.graph.shapes[name], role.startswith("each")
+        whole = (math.prod(shape), n, *([b] if each else []), *example)
+        found = np.broadcast_to(rows.sums.get((role, name), np.zeros(())), whole)
+        last = np.moveaxis(layout.features(name, found), 0, -1)
+        last = last.reshape(*last.shape[:-1], *shape)
+        return last if each else last / b
 
-    def per_output(array: Array, rank: int) -> Array:
-        lead = array.shape[: array.ndim - rank]
-        array = np.broadcast_to(array.reshape(*lead, layout.n_outputs), (n, layout.n_outputs))
-        return (array if ranks is None else np.take_along_axis(array, ranks, 1)).reshape(n, *shape)
+    def per_output(array: Array, *lead: int) -> Array:
+        """``[*lead, *outputs]`` from ``[*shape]`` with some of the leading axes."""
+        flat = array.reshape(*array.shape[: array.ndim - rank], layout.n_outputs)
+        flat = np.broadcast_to(flat, (*lead, layout.n_outputs))
+        if ranks is not None:
+            flat = np.take_along_axis(flat, ranks.reshape(n, *(1 for _ in lead[1:]), -1), -1)
+        return flat.reshape(*lead, *shape)
 
-    rank = len(layout.graph.shapes[layout.output])
-    values = [mean("sum", name) for name in places]
-    unattributed = absolute = errors = None
-    if bypassing:
-        unattributed = sum((sum_features(mean("sum", name), len(shape)) for name in bypassing), np.zeros(()))
-    if any(role[0] == "squares" for role in rows.sums):
-        magnitudes = [sum_features(mean("absolute", name), len(shape)) for name in (*places, *bypassing)]
-        absolute = sum(magnitudes, np.zeros(()))
+    def around(role: str, lead: int = 1) -> Array:
+        return sum((sum_features(per_feature(role, name), outputs, lead) for name in bypassing), np.zeros(()))
+
+    values = [per_feature("sum", name) for name in places]
+    absolute = errors = None
+    if "squares" in roles:
+        magnitudes = [sum_features(per_feature("absolute", name), outputs) for name in (*places, *bypassing)]
+        absolute = np.asarray(sum(magnitudes, np.zeros(())))
         if b > 1:
-            squares = [mean("squares", name) for name in places]
+            squares = [per_feature("squares", name) for name in places]
             errors = [np.sqrt(np.maximum(s - v**2, 0) / (b - 1)) for s, v in zip(squares, values, strict=True)]
     data = [samples[name] if name in samples else rows.sums.get(("place", name)) for name in places]
+    bases = rows.sums.get(("each base",))
     return Attributions(
-        values,
-        per_output(rows.output, rank),
-        per_output(rows.base, rank),
-        per_output(rows.base_magnitude, rank),
-        [layout.features(name, a) for name, a in zip(places, data, strict=True) if a is not None],
-        ranks,
-        errors,
-        unattributed,
-        absolute,
+        values=values,
+        asked={role: [per_feature(role, name) for name in places] for role in asked},
+        output=per_output(rows.output, n),
+        base=per_output(rows.base, n),
+        base_magnitude=per_output(rows.base_magnitude, n),
+        expected=rows.base.reshape(*rows.base.shape[: rows.base.ndim - rank], *layout.output_shape),
+        bases=None if bases is None else per_output(bases, n, b),
+        data=[layout.features(name, a) for name, a in zip(places, data, strict=True) if a is not None],
+        ranks=ranks,
+        errors=errors,
+        unattributed=around("sum") if bypassing else None,
+        each_around=around("each sum", 2) if bypassing and "each sum" in asked else None,
+        absolute=absolute,
     )
 
 
-def sum_features(values: Array, outputs: int) -> Array:
-    """``[N, *outputs]`` from ``[N, *features, *outputs]``."""
-    return np.asarray(values.sum(axis=tuple(range(1, values.ndim - outputs))))
+def sum_features(values: Array, outputs: int, lead: int = 1) -> Array:
+    """``[N, *outputs]`` from ``[N, *features, *outputs]``; with ``lead=2``, ``[N, B, *outputs]``."""
+    return np.asarray(values.sum(axis=tuple(range(lead, values.ndim - outputs))))

@@ -21,6 +21,7 @@ from deepshap_ir.engine.backends import Backend
 from deepshap_ir.engine.lowering import dimension
 from deepshap_ir.engine.pieces import Pieces, Result, Submit, cut, in_order, length, ranges, workers
 from deepshap_ir.engine.program import Plan, Program, nbytes
+from deepshap_ir.engine.seeds import GivenSeeds, Seeds
 from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array
@@ -77,7 +78,7 @@ class Evaluator:
         self,
         samples: Mapping[str, Array],
         references: Mapping[str, Array] | OwnReferences,
-        seeds: Array,
+        seeds: Seeds | Array,
         n_references: int,
     ) -> Rows:
         """Sums over the background.
@@ -88,34 +89,37 @@ class Evaluator:
         references : input name -> ``[B, *shape]``; for own references a function from a sample's position.
         seeds : multipliers of the explained output, ``[K, *shape]``, or ``[K, N, *shape]`` where outputs are ranked.
         """
-        n, k = self._count(samples), seeds.shape[0]
+        if isinstance(seeds, np.ndarray):
+            seeds = GivenSeeds(seeds, self.plan.ranked)
+        n, k = self._count(samples), len(seeds)
         pieces = self.pieces(k, n, n_references)
-        total = _Totals(self.plan, k, n)
+        total = _Totals(self.plan, k, n, n_references)
         with _Bar(self.progress, n * n_references * k) as bar, workers(pieces.workers) as submit:
             work = _Work(self, submit, pieces, samples, seeds, n, n_references)
             jobs = work.per_sample(references) if callable(references) else work.shared(references)
             for job in in_order(jobs, 0 if pieces.workers == 1 else 2 * pieces.workers):
-                total.add(job.stage, job.found(), job.samples, job.outputs, self.backend)
+                total.add(job, job.found(), self.backend)
                 bar.update(job.triples)
         return total.rows(n_references)
 
     def outputs(self, samples: Mapping[str, Array]) -> Array:
         """The explained output at samples, ``[N, *shape]``."""
         n = self._count(samples)
-        total = _Totals(self.plan, 1, n)
+        total = _Totals(self.plan, 1, n, 1)
         for tile in ranges(n, self.pieces(1, n, 1).sizes[SAMPLE]):
             feeds = {f"sample_{name}": a[tile] if self.batched(name) else a for name, a in samples.items()}
             found = self.run("sample", feeds, {SAMPLE: length(tile)})
-            total.add("sample", found, tile, slice(0, 1), self.backend)
+            total.add(_Job("sample", tile, slice(0, 1), slice(0, 1), partial(_same, found)), found, self.backend)
         return total.output()
 
     def base(self, references: Mapping[str, Array], samples: Mapping[str, Array], n_references: int) -> Array:
         """The mean output over the references, ``[*shape]``, where no input of `samples` has a batch axis."""
-        total = _Totals(self.plan, 1, 1)
+        one = slice(0, 1)
+        total = _Totals(self.plan, 1, 1, n_references)
         for b in ranges(n_references, self.pieces(1, 1, n_references).sizes[BACKGROUND]):
             rows = {f"background_{name}": a[b] for name, a in references.items()}
             found = self.run("background", rows | self.fixed(samples), {BACKGROUND: length(b)})
-            total.add("background", found, slice(0, 1), slice(0, 1), self.backend)
+            total.add(_Job("background", one, one, b, partial(_same, found)), found, self.backend)
         base: Array = total.sums["base",] / n_references
         return base
 
@@ -183,6 +187,7 @@ class _Job:
     stage: str
     samples: slice
     outputs: slice
+    references: slice
     found: Result[Tensors]
     triples: int = 0
 
@@ -195,7 +200,7 @@ class _Work:
     submit: Submit[Tensors]
     pieces: Pieces
     all_samples: Mapping[str, Array]
-    seeds: Array
+    seeds: Seeds
     n: int
     n_references: int
     _kept: dict[int, Result[Tensors]] = field(default_factory=dict)
@@ -208,13 +213,13 @@ class _Work:
             for b in blocks:
                 rows = {f"background_{name}": a[b] for name, a in references.items()} | fixed
                 at_references.append((b, self._start("background", rows, {BACKGROUND: length(b)})))
-            for _, found in at_references:
-                yield _Job("background", slice(0, self.n), self._every_output, found)
+            for b, found in at_references:
+                yield _Job("background", slice(0, self.n), self._every_output, b, found)
             for tiles in self._together(self._tiles()):
                 at_samples = [(tile, self._samples(tile)) for tile in tiles]
                 if blocks[0].start == 0:
                     for tile, values in at_samples:
-                        yield _Job("sample", tile, self._every_output, values)
+                        yield self._at_samples(tile, values)
                 for tile, values in at_samples:
                     for b, found in at_references:
                         yield from self._explained(tile, b, values, found)
@@ -224,7 +229,7 @@ class _Work:
         for tiles in self._together(self._tiles()):
             at_samples = [(tile, self._samples(tile)) for tile in tiles]
             for tile, values in at_samples:
-                yield _Job("sample", tile, self._every_output, values)
+                yield self._at_samples(tile, values)
                 own = _stacked(references, tile)  # asked once for each sample, as the answer may be random
                 for b in ranges(self.n_references, self.pieces.sizes[BACKGROUND]):
                     rows = {name: self.evaluator.backend.put(a[:, b]) for name, a in own.items()}
@@ -238,13 +243,14 @@ class _Work:
     def _explained(
         self, tile: slice, b: slice, at_samples: Result[Tensors], at_references: Result[Tensors]
     ) -> Iterator[_Job]:
-        k, shape = len(self.seeds), self.evaluator.plan.result["output",].shape
-        ranked = self.seeds.ndim > len(shape) + 1
-        for outputs in ranges(k, self.pieces.sizes[OUTPUT]):
+        for outputs in ranges(len(self.seeds), self.pieces.sizes[OUTPUT]):
             sizes = {OUTPUT: length(outputs), SAMPLE: length(tile), BACKGROUND: length(b)}
-            seed = self.evaluator.backend.put(self.seeds[outputs, tile] if ranked else self.seeds[outputs])
+            seed = self.evaluator.backend.put(self.seeds.rows(outputs, tile))
             task = partial(self._pairs, at_samples, at_references, seed, sizes)
-            yield _Job("explain", tile, outputs, self.submit(task), math.prod(sizes.values()))
+            yield _Job("explain", tile, outputs, b, self.submit(task), math.prod(sizes.values()))
+
+    def _at_samples(self, tile: slice, values: Result[Tensors]) -> _Job:
+        return _Job("sample", tile, self._every_output, slice(0, self.n_references), values)
 
     def _pairs(
         self, at_samples: Result[Tensors], at_references: Result[Tensors], seed: Any, sizes: Mapping[str, int]
@@ -278,28 +284,34 @@ class _Work:
 class _Totals:
     """Results of the pieces, put in their rows or added up in float64."""
 
-    def __init__(self, plan: Plan, k: int, n: int) -> None:
+    def __init__(self, plan: Plan, k: int, n: int, b: int) -> None:
         self.plan = plan
-        self.lengths = {OUTPUT: k, SAMPLE: n}
+        self.lengths = {OUTPUT: k, SAMPLE: n, BACKGROUND: b}
         self.sums: dict[tuple[str, ...], Array] = {}
 
-    def add(self, stage: str, found: Tensors, tile: slice, outputs: slice, backend: Backend) -> None:
-        """Take in what the program `stage` made of some samples and outputs."""
-        made = {v.name for v in self.plan.programs()[stage].outputs}
+    def add(self, job: _Job, found: Tensors, backend: Backend) -> None:
+        """Take in what a program made of some samples, outputs and references."""
+        made = {v.name for v in self.plan.programs()[job.stage].outputs}
+        slices = {OUTPUT: job.outputs, SAMPLE: job.samples, BACKGROUND: job.references}
+
+        def number(role: tuple[str, ...]) -> Array:
+            return backend.get(found[self.plan.result[role].name]).astype(np.float64)
+
         for role, value in self.plan.result.items():
             if value.name not in made:
                 continue
-            array = backend.get(found[value.name]).astype(np.float64)
+            array = number(role)
             if role == ("base",) and not self.plan.per_pair_base:
                 self.sums["base_magnitude",] = self.sums.get(("base_magnitude",), 0) + np.abs(array).sum(0)
                 self.sums[role] = self.sums.get(role, 0) + array.sum(0)
                 continue
-            shape = [*(self.lengths[axis] for axis in value.axes), *value.shape]
-            total = self.sums.setdefault(role, np.zeros(shape))
-            place = tuple({OUTPUT: outputs, SAMPLE: tile}[axis] for axis in value.axes)
-            if role[0] in ("output", "place"):
+            if role[0] == "squares":  # from 0, not from the mean of the piece
+                array += number(("sum", *role[1:])) ** 2 / length(job.references)
+            total = self.sums.setdefault(role, np.zeros([*(self.lengths[axis] for axis in value.axes), *value.shape]))
+            place = tuple(slices[axis] for axis in value.axes)
+            if role[0] in ("output", "place") or BACKGROUND in value.axes:
                 total[place] = array
-            elif OUTPUT in value.axes or outputs.start == 0:  # a value that all outputs share is there for each block
+            elif OUTPUT in value.axes or job.outputs.start == 0:  # what all outputs share is there for each block
                 total[place] += array
 
     def output(self) -> Array:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from deepshap_ir.errors import InputError
 
 UNLIMITED = 1 << 60
 """Control groups without a limit name a number as large as this, or "max"."""
@@ -58,3 +61,21 @@ def _left(group: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
         return
     if most != "max" and int(most) < UNLIMITED:
         yield int(most) - used + int(statistics.get(cache, 0))
+
+
+def number_of_bytes(limit: int | str) -> int:
+    """``2_000_000_000``, ``"2GB"``, ``"500 MiB"`` -> bytes.
+
+    Raises
+    ------
+    InputError : it is neither, or not positive.
+    """
+    if not isinstance(limit, str):
+        if limit <= 0:
+            raise InputError(f"memory_limit={limit}: it must be a positive number of bytes")
+        return int(limit)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", limit, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"memory_limit={limit!r}: write a number of bytes such as '2GB' or '500MiB'")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))

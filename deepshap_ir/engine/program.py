@@ -103,11 +103,15 @@ class Plan:
     ----------
     background, sample, explain : the three programs.
     result : role -> value among the programs' outputs. Of each attributed value `v`, summed over the background:
-        ``("sum", v)``, the contributions, ``[K, N, *shape]``; with details ``("squares", v)``, ``("absolute", v)``,
-        their squares and magnitudes, and ``("place", v)``, the value itself at the samples. ``("output",)`` and
-        ``("base",)``: the explained output at samples and at references (summed over the background where it is
-        computed per pair). ``("residual", node)``.
+        ``("sum", v)``, the contributions, ``[K, N, *shape]``; on demand ``("multiplier", v)`` and
+        ``("hypothetical", v)``; with details ``("squares", v)``, ``("absolute", v)``, their squared distances from
+        their mean over the piece and their magnitudes, and ``("place", v)``, the value itself at the samples.
+        ``("output",)`` and ``("base",)``: the explained output at samples and at references (summed over the background
+        where it is computed per pair). ``("residual", node)``. The same for each reference, not summed,
+        ``[K, N, B, *shape]``: ``("each sum", v)``, ``("each multiplier", v)``, ``("each hypothetical", v)`` and
+        ``("each base",)``.
     per_pair_base : whether the base value depends on the sample, as it does with held inputs or own references.
+    ranked : whether each sample has seeds of its own.
     """
 
     background: Program
@@ -117,6 +121,7 @@ class Plan:
     places: tuple[str, ...]
     output: str
     per_pair_base: bool
+    ranked: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def programs(self) -> dict[str, Program]:
@@ -136,6 +141,8 @@ def build_plan(
     details: bool = False,
     ledger: bool = False,
     multipliers: bool = False,
+    hypothetical: Mapping[str, int] | None = None,
+    per_reference: bool = False,
     everywhere: bool = False,
 ) -> Plan:
     """Emit the programs that explain ``graph.outputs[0]``.
@@ -150,6 +157,9 @@ def build_plan(
     details : also sum squares and magnitudes of the contributions.
     ledger : also give the residual of every node.
     multipliers : also give the sums of the multipliers themselves.
+    hypothetical : value -> axis of its example; also give ``m[c] - sum_c' m[c'] x0[c']`` along it, the contributions if
+        the sample had a one at `c` and zeros beside it; of other values their contributions.
+    per_reference : also give what is summed over the background for each reference.
     everywhere : give the multipliers of all values, from the output backward, instead of attributions:
         ``("multiplier", name)``.
     """
@@ -187,10 +197,12 @@ def build_plan(
     per_pair_base = y0.axes != (BACKGROUND,)
     if per_pair_base:
         result["base",] = op.sum_over(y0 if y0.is_float else op.cast(y0, op.dtype), BACKGROUND)
+    if per_reference:
+        result["each base",] = y0
     bypassing = [name for name in explained if name not in places and name in found]
     if everywhere:
         wanted: dict[tuple[str, ...], Value] = {("multiplier", name): m for name, m in found.items()}
-        return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base)
+        return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base, ranked)
     for name in (*places, *bypassing):
         x, x0 = known[name]
         m = found.get(name)
@@ -200,21 +212,33 @@ def build_plan(
         if any(node.operator in MADE_FOR_NAN for node in graph.nodes):
             x_number, x0_number = without_nan(x_number), without_nan(x0_number)
         delta = op.Sub(x_number, x0_number)
-        contribution = per_output(m * delta)
-        result["sum", name] = op.sum_over(contribution, BACKGROUND)
+        pairs = {"sum": m * delta}
+        if name in places and (multipliers or hypothetical):
+            if not {SAMPLE, BACKGROUND} <= {*m.axes}:  # over all pairs, and not NaN where the delta is
+                m = m + op.cast(op.Equal(delta, delta), m.dtype) * 0.0
+            if multipliers:
+                pairs["multiplier"] = m
+            if hypothetical:
+                axis = hypothetical.get(name)
+                own = pairs["sum"] if axis is None else m - op.ReduceSum(m * x0_number, [axis], keepdims=1)
+                pairs["hypothetical"] = own
+        for role, pair in pairs.items():
+            pair = per_output(pair)
+            result[role, name] = op.sum_over(pair, BACKGROUND)
+            if per_reference:
+                result[f"each {role}", name] = pair
         if details:
+            contribution = per_output(pairs["sum"])
             if name not in explained:
                 result["place", name] = x
-            result["squares", name] = op.sum_over(contribution, BACKGROUND, "ReduceSumSquare")
+            from_mean = contribution - op.sum_over(contribution, BACKGROUND, "ReduceMean")
+            result["squares", name] = op.sum_over(from_mean, BACKGROUND, "ReduceSumSquare")
             result["absolute", name] = op.sum_over(contribution, BACKGROUND, "ReduceL1")
-        if multipliers:
-            spread = m if {SAMPLE, BACKGROUND} <= {*m.axes} else m + delta * 0.0
-            result["multiplier", name] = op.sum_over(per_output(spread), BACKGROUND)
     nodes = {}
     for node, residual in walker.ledger or ():
         nodes[node.name] = node
         result["residual", node.name] = op.sum_over(per_output(residual), BACKGROUND)
-    return Plan(*split(op, list(dict.fromkeys(result.values()))), result, places, output, per_pair_base, nodes)
+    return Plan(*split(op, list(dict.fromkeys(result.values()))), result, places, output, per_pair_base, ranked, nodes)
 
 
 def split(op: Emitter, wanted: Sequence[Value]) -> tuple[Program, Program, Program]:

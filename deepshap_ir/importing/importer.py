@@ -111,7 +111,7 @@ class Imported:
         InputError : names, shapes or dtypes do not fit.
         NonFiniteError : NaN or infinity.
         """
-        given = by_name(data, self._listed(data), what)
+        given = self.named(data, what)
         missing = [name for name in names or self.graph.inputs if name not in given]
         if missing:
             raise InputError(f"{what}: missing {', '.join(map(repr, missing))}.{suggest(missing[0], list(given))}")
@@ -123,10 +123,15 @@ class Imported:
         arrays = {spec.name: read(given[spec.name], spec, what) for spec in specs}
         return arrays, rows(arrays, specs, what)
 
-    def _listed(self, data: Any) -> Sequence[str]:
-        if isinstance(data, (list, tuple)) and len(data) == len(self.graph.inputs):
-            return self.graph.inputs
-        return self.explained
+    def named(self, data: Any, what: str = "samples") -> dict[str, Any]:
+        """Return data by input name, as they were given.
+
+        Raises
+        ------
+        InputError : the number of arrays is not that of the inputs.
+        """
+        every = isinstance(data, (list, tuple)) and len(data) == len(self.graph.inputs)
+        return by_name(data, self.graph.inputs if every else self.explained, what)
 
 
 def import_model(

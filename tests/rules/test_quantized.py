@@ -12,10 +12,10 @@ from deepshap_ir.engine.backends import OnnxRuntime
 from deepshap_ir.engine.expand import expand_graph
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import RuleError
-from deepshap_ir.explainer import rewrite
 from deepshap_ir.graph import Node
 from deepshap_ir.importing.importer import import_model
 from deepshap_ir.onnx_io import graph_to_model
+from deepshap_ir.specialisation import rewrite
 from deepshap_ir.testing import Runner, check_rule, one_node_graph
 
 RNG = np.random.default_rng(0)
