@@ -14,10 +14,11 @@ multiplier per node input, None where the input does not vary; or just the one m
 are those of one example. A multiplier may have the shape of the input or the one that it is broadcast to.
 """
 
-from deepshap_ir.engine.context import Context, Expansion
+from deepshap_ir.engine.context import Context, Expansion, Parts
 from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.registry import RuleSet, expand, rule
 from deepshap_ir.engine.resizing import resized_axes
+from deepshap_ir.engine.rule_sets import named_rules
 from deepshap_ir.engine.sliding import Windows
 from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import RuleError, UnsupportedOperatorError
@@ -30,12 +31,14 @@ __all__ = [
     "Expansion",
     "Graph",
     "Node",
+    "Parts",
     "RuleError",
     "RuleSet",
     "UnsupportedOperatorError",
     "Value",
     "Windows",
     "expand",
+    "named_rules",
     "resized_axes",
     "rule",
 ]

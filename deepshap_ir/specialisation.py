@@ -243,7 +243,7 @@ class Specialisation:
             if (found.gap() > TOLERANCE * found.scale()).any():
                 ledger = self.ledger(samples, n, references)
                 gap, scale = found.gap(), found.scale()
-                raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, ledger))
+                raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, ledger, self.setup.resolver))
         if inside:
             data = dict(zip(self.places, found.data, strict=True))
             check_one_hot(layout, {name: data[name] for name in inside}, axes, features=True)

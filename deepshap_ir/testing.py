@@ -29,7 +29,8 @@ from deepshap_ir.engine.evaluator import Evaluator
 from deepshap_ir.engine.expand import expand_graph
 from deepshap_ir.engine.inference import onnx_node
 from deepshap_ir.engine.program import Plan, build_plan
-from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet, rule_set
+from deepshap_ir.engine.registry import Resolver, RuleFunction, RuleSet
+from deepshap_ir.engine.rule_sets import rule_set
 from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.reference.operators import REPAIRED
 

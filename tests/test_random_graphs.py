@@ -447,3 +447,22 @@ def gap(parts: list[Any], scale: Array) -> float:
     """Largest miss of the sum over all inputs, relative to `scale`."""
     total = sum(part.values.reshape(N, -1, OUTPUTS).sum(1) for part in parts)
     return float((np.abs(total - (parts[0].outputs - parts[0].base_values)) / scale).max())
+
+
+@pytest.mark.parametrize("rules", ["reveal_cancel", "integrated_gradients"])
+@given(drawn=models())
+@settings(max_examples=4, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.filterwarnings("ignore:one triple")
+def test_named_rules_sum_to_delta(rules: str, drawn: tuple[ModelProto, dict[str, Shape], int]) -> None:
+    model, inputs, seed = drawn
+    note(onnx.printer.to_text(model))
+    rng = np.random.default_rng(seed)
+    background = {name: rng.normal(size=(B, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    samples = {name: rng.normal(size=(N, *shape)).astype(np.float32) for name, shape in inputs.items()}
+    samples["x"][0] = background["x"][0]
+    explainer = DeepExplainer(model, background, precision="float64", rules=rules)
+    found = listed(explainer(samples, check_additivity=False))
+    scale = sum(np.abs(part.values).reshape(N, -1, OUTPUTS).sum(1) for part in found) + np.abs(found[0].outputs)
+    assert gap(found, np.maximum(scale, 0.01)) < 1e-8
+    for node, residual in explainer.ledger(samples).items():
+        assert np.abs(residual / np.maximum(scale, 0.01)).max() < 1e-8, node

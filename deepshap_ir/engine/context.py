@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +13,9 @@ from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Array, Graph, Node
+
+if TYPE_CHECKING:
+    from deepshap_ir.engine.registry import Rule
 
 Backward = Callable[[Graph, Sequence[Value | None], Sequence[Value | None], Sequence[Value | None]], list[Value | None]]
 
@@ -25,6 +30,33 @@ MISSING = 1.0907e10
 def without_nan(x: Value) -> Value:
     """`x` with `MISSING` for NaN."""
     return x.op.Where(x.op.IsNaN(x), x.op.constant(MISSING, x.dtype), x)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A difference as a positive and a negative part, ``plus + minus``; or a multiplier for each of them.
+
+    Attributes
+    ----------
+    terms : whether the parts are the sums of the positive and of the negative terms of a linear function; otherwise
+        they are what the parts of an input did to a nonlinear one.
+    """
+
+    plus: Value
+    minus: Value
+    terms: bool = True
+
+    def by_sign(self, delta: Value) -> Value:
+        """The one multiplier where each element of `delta` counts as one part: that of its sign; at 0 their mean."""
+        op = delta.op
+        still = (self.plus + self.minus) * 0.5
+        chosen: Value = op.Where(delta > 0.0, self.plus, op.Where(delta < 0.0, self.minus, still))
+        return chosen
+
+
+def parts_by_sign(delta: Value) -> Parts:
+    """A difference each element of which is one part and 0 the other."""
+    return Parts(delta.op.Max(delta, 0.0), delta.op.Min(delta, 0.0), terms=False)
 
 
 class _NodeView:
@@ -82,13 +114,30 @@ class Context(_NodeView):
         y0s: Sequence[Value | None],
         options: Mapping[str, Any],
         backward: Backward,
-        rule: Callable[[Context, Sequence[Value | None]], list[Value | None]],
+        rule: Callable[[Context, Sequence[Any], Rule | None], list[Any]],
+        parts: Callable[[str], Parts] | None = None,
+        asked: Rule | None = None,
     ) -> None:
         super().__init__(node, graph, op)
         self.options = options
+        self._parts, self._asked = parts, asked
         self._xs, self._x0s, self._ys, self._y0s = xs, x0s, ys, y0s
         self._backward = backward
         self._rule = rule
+
+    @property
+    def xs(self) -> list[Value | None]:
+        """All inputs at the sample, None where one is absent."""
+        return list(self._xs)
+
+    @property
+    def x0s(self) -> list[Value | None]:
+        """All inputs at the reference."""
+        return list(self._x0s)
+
+    def is_computed(self, j: int) -> bool:
+        """Whether output `j` is there."""
+        return j < len(self._ys) and self._ys[j] is not None
 
     def x(self, i: int = 0) -> Value:
         """Input `i` at the sample."""
@@ -164,11 +213,33 @@ class Context(_NodeView):
         ys = self.op.node(self.node, xs, self.graph)
         y0s = ys if all(a is b for a, b in zip(xs, x0s, strict=True)) else self.op.node(self.node, x0s, self.graph)
         arguments = (self.node, self.graph, self.op, xs, apart, ys, y0s, self.options, self._backward, self._rule)
-        return Context(*arguments)
+        return Context(*arguments, asked=self._asked)
+
+    def asked_for(self, rule: Rule) -> Context:
+        """The same for the rule that is asked."""
+        same = copy(self)
+        same._asked = rule
+        return same
 
     def vjp(self, point: Sequence[Value | None], m: Sequence[Value | None]) -> list[Value | None]:
         """The derivative at `point`, transposed, times `m`: this node's rule at zero delta."""
-        return self._rule(self.at(point), m)
+        return self._rule(self.at(point), m, None)
+
+    def usual(self, m: Sequence[Value | None]) -> list[Value | None]:
+        """The multipliers by the rule that would be asked if there were not this one: often the built-in one.
+
+        Raises
+        ------
+        UnsupportedOperatorError : there is no other.
+        """
+        return self._rule(self, m, self._asked)
+
+    def parts(self, i: int = 0) -> Parts:
+        """`delta_x` as a positive and a negative part: where a linear operator makes it, the sums of its terms.
+
+        Elsewhere each element is one part, unless a nonlinear operator hands on what parts of its input did.
+        """
+        return parts_by_sign(self.delta_x(i)) if self._parts is None else self._parts(self.node.inputs[i])
 
     def backward(
         self, body: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], m: Sequence[Value | None]

@@ -9,6 +9,7 @@ import numpy as np
 
 from deepshap_ir.engine.backends import Reference
 from deepshap_ir.engine.program import build_plan
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.engine.value import AXES
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importing.runner import Runner
@@ -19,13 +20,21 @@ ROUNDING = 1e-4
 """Leaks below this part of the largest are not worth a name."""
 
 
-def describe_leaks(gap: Array, scale: Array, output: Array, graph: Graph, ledger: Mapping[str, Array]) -> str:
+def describe_leaks(
+    gap: Array,
+    scale: Array,
+    output: Array,
+    graph: Graph,
+    ledger: Mapping[str, Array],
+    resolver: Resolver | None = None,
+) -> str:
     """The message of an additivity error.
 
     Parameters
     ----------
     gap, scale, output : ``[N, *outputs]``: ``|sum - (f(x) - E f)|``, what it is relative to, and ``f(x)``.
     ledger : node name -> its residual, ``[N, *outputs]``.
+    resolver : finds their rules, to say which are not made to sum to delta.
     """
     relative = (gap / np.maximum(scale, 1e-30)).reshape(len(gap), -1)
     rows = np.argsort(-relative.max(1))[:SHOWN]
@@ -44,6 +53,14 @@ def describe_leaks(gap: Array, scale: Array, output: Array, graph: Graph, ledger
     nodes = {node.name: node for node in graph.nodes}
     listed = ", ".join(f"{nodes.get(name, name)} ({size:.3g})" for size, name in leaks)
     lines.append(f"Nodes that leak most: {listed or 'none on their own; the sum loses float32 digits'}.")
+    rules = [resolver.rule(nodes[name]) for _, name in leaks if name in nodes] if resolver is not None else []
+    inexact = sorted({rule.name for rule in rules if rule is not None and not rule.exact})
+    if inexact:
+        several = "s" if len(inexact) > 1 else ""
+        lines.append(
+            f"The rule{several} {', '.join(inexact)} {'are' if several else 'is'} not made to sum to delta: what is "
+            "missing is no error, and check_additivity=False takes the attributions as they are."
+        )
     lines.append("precision='float64' tells rounding from a wrong rule; check_additivity=False skips this check.")
     return "\n".join(lines)
 

@@ -14,12 +14,13 @@ from deepshap_ir.errors import InputError, RuleError
 from deepshap_ir.graph import Node
 
 if TYPE_CHECKING:
-    from deepshap_ir.engine.context import Context, Expansion
+    from deepshap_ir.engine.context import Context, Expansion, Parts
     from deepshap_ir.engine.value import Value
 
 Multipliers = Sequence["Value | None"] | Any
 RuleFunction = Callable[["Context", Any], Any]
 ExpandFunction = Callable[["Expansion"], Any]
+PartsFunction = Callable[["Context"], "Sequence[Parts | None]"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Rule:
     ----------
     exact : whether the rule sums to delta for every input (all do but those that book a part as unattributed).
     since, until : the opsets of the operator's domain for which it holds, both included.
+    parts : of a rule that knows positive and negative parts: the node's outputs as such.
     """
 
     function: RuleFunction
@@ -37,6 +39,7 @@ class Rule:
     since: int = 1
     until: int = 10_000
     exact: bool = True
+    parts: PartsFunction | None = None
 
     @property
     def name(self) -> str:
@@ -50,15 +53,33 @@ class Rule:
 class RuleSet:
     """Rules and expansions by operator, and rules by node name.
 
-    ``RuleSet()`` is empty; `rule`, `expand` and `for_node` fill it. What is registered twice is refused.
+    ``RuleSet()`` is empty; `rule`, `expand`, `for_node` and `for_all` fill it. What is registered twice is refused.
+
+    Attributes
+    ----------
+    all : the rule for every node that has none of its own here.
+    general : operators are joined and expanded as if the set were not there.
+    last : the set is asked only where no other, not even the built-in one, has a rule.
+    borrowed : operator or node name -> the set that is asked for it.
+    keys : what a user's mapping names, each of which must be an operator or a node of the model.
     """
 
     rules: dict[str, list[Rule]] = field(default_factory=dict)
     expansions: dict[str, ExpandFunction] = field(default_factory=dict)
     nodes: dict[str, Rule] = field(default_factory=dict)
+    all: Rule | None = None
+    general: bool = False
+    last: bool = False
+    borrowed: dict[str, RuleSet] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     def rule(
-        self, *operators: str, since: int = 1, until: int = 10_000, exact: bool = True
+        self,
+        *operators: str,
+        since: int = 1,
+        until: int = 10_000,
+        exact: bool = True,
+        parts: PartsFunction | None = None,
     ) -> Callable[[RuleFunction], RuleFunction]:
         """Register a rule for operators, each ``"OpType"`` or ``"domain::OpType"``.
 
@@ -70,7 +91,7 @@ class RuleSet:
 
         def register(function: RuleFunction) -> RuleFunction:
             for operator in operators:
-                made = Rule(function, operator, since, until, exact)
+                made = Rule(function, operator, since, until, exact, parts)
                 for other in self.rules.setdefault(operator, []):
                     if other.since <= until and since <= other.until:
                         raise RuleError(
@@ -112,12 +133,37 @@ class RuleSet:
 
         return register
 
+    def for_all(self, *, exact: bool = True) -> Callable[[RuleFunction], RuleFunction]:
+        """Register a rule for every node that has none of its own in this set; loops excepted, not what is in them."""
+
+        def register(function: RuleFunction) -> RuleFunction:
+            if self.all is not None:
+                raise RuleError(f"all nodes already have the rule {self.all.name}")
+            self.all = Rule(function, "every operator", exact=exact)
+            return function
+
+        return register
+
+    def named(self, node: Node) -> Rule | None:
+        """The rule in this set for the node of this name."""
+        if node.name in self.borrowed:
+            return self.borrowed[node.name].by_operator(node)
+        return self.nodes.get(node.name)
+
+    def by_operator(self, node: Node) -> Rule | None:
+        """The rule in this set for the node's operator."""
+        if node.operator in self.borrowed:
+            return self.borrowed[node.operator].by_operator(node)
+        found = (r for r in self.rules.get(node.operator, ()) if r.since <= node.version <= r.until)
+        return next(found, None if node.operator == LOOP else self.all)
+
     def find(self, node: Node) -> Rule | None:
         """The rule for `node` in this set."""
-        if node.name in self.nodes:
-            return self.nodes[node.name]
-        return next((r for r in self.rules.get(node.operator, ()) if r.since <= node.version <= r.until), None)
+        return self.named(node) or self.by_operator(node)
 
+
+LOOP = "deepshap_ir::Scan"
+"""What loops become: the operators in its body are asked for, so no rule for all operators replaces its own."""
 
 BUILT_IN = RuleSet()
 _collecting: ContextVar[RuleSet] = ContextVar("collecting", default=BUILT_IN)
@@ -175,13 +221,18 @@ def load_installed_rules() -> None:
 
 
 class Resolver:
-    """Finds the rule of a node: node name > rules given to this explainer > the registry."""
+    """Finds the rule of a node: node name > the sets given to this explainer, in order > the registry.
+
+    Sets that are `RuleSet.last` come after the registry.
+    """
 
     def __init__(self, sets: Iterable[RuleSet] = (), options: Mapping[str, Any] | None = None) -> None:
         import deepshap_ir.rules  # noqa: F401  (registers the built-in rules)
 
         load_installed_rules()
-        self.sets = [*sets, BUILT_IN]
+        given = list(sets)
+        self.given = [s for s in given if not s.last]
+        self.sets = [*self.given, BUILT_IN, *(s for s in given if s.last)]
         self.options = dict(options or {})
         for name, value in self.options.items():
             if name not in OPTIONS:
@@ -189,35 +240,42 @@ class Resolver:
             if value not in OPTIONS[name]:
                 raise InputError(f"options: {name}={value!r}; choose {' or '.join(map(repr, OPTIONS[name]))}")
 
-    def rule(self, node: Node) -> Rule | None:
-        """The rule for `node`, None where there is none."""
-        named = next((s.nodes[node.name] for s in self.sets if node.name in s.nodes), None)
-        return named or next((found for s in self.sets if (found := s.find(node))), None)
+    def rule(self, node: Node, after: Rule | None = None) -> Rule | None:
+        """The rule for `node`, None where there is none.
+
+        Parameters
+        ----------
+        after : a rule for it: then the one that would be asked without it.
+        """
+        found = iter(self.rules(node))
+        if after is not None and after not in found:  # reads up to it
+            found = iter(self.rules(node))
+        return next(found, None)
+
+    def rules(self, node: Node) -> Iterator[Rule]:
+        """All rules for `node`, the one that is asked first."""
+        yield from (found for s in self.sets if (found := s.named(node)))
+        yield from (found for s in self.sets if (found := s.by_operator(node)))
 
     def is_own(self, node: Node) -> bool:
         """Whether the rule for `node` was given to this explainer, by name or by operator."""
-        return any(node.name in s.nodes or s.find(node) for s in self.sets[:-1])
+        return any(s.find(node) for s in self.given if not s.general)
 
     def expansion(self, node: Node) -> ExpandFunction | None:
         """How `node` is rewritten: where a set has an expansion for it before any set has a rule."""
         for s in self.sets:
-            if node.name in s.nodes or s.find(node):
+            if s.general or s.last:
+                continue
+            if s.find(node):
                 return None
             if node.operator in s.expansions:
                 return s.expansions[node.operator]
         return None
 
-
-def rule_set(rules: RuleSet | Mapping[str, RuleFunction] | None) -> RuleSet:
-    """Rules as users give them: a `RuleSet`, or ``{"OpType" or "domain::OpType" or node name: function}``."""
-    if rules is None:
-        return RuleSet()
-    if isinstance(rules, RuleSet):
-        return rules
-    made = RuleSet()
-    for key, function in rules.items():
-        if not callable(function):
-            raise RuleError(f"the rule for {key!r} is a {type(function).__name__}, not a function (ctx, m)")
-        made.rules[key] = [Rule(function, key)]
-        made.nodes[key] = Rule(function, f"node {key}")
-    return made
+    def is_called(self, node: Node) -> bool:
+        """Whether a user's rule or expansion speaks of `node`, the call of a function of the model."""
+        functions: list[Any] = [r.function for r in BUILT_IN.rules.get(node.operator, ())]
+        functions += [BUILT_IN.expansions[node.operator]] if node.operator in BUILT_IN.expansions else []
+        modules = [getattr(function, "__module__", None) or "" for function in functions]
+        registered = any(not name.startswith("deepshap_ir.rules.") for name in modules)
+        return registered or self.is_own(node) or any(node.operator in s.expansions for s in self.given)

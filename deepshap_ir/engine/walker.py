@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deepshap_ir.engine.context import Context
+from deepshap_ir.engine.context import Context, Parts, parts_by_sign
 from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.recurrence import affected, affected_outputs, is_loop
-from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.registry import Resolver, Rule
+from deepshap_ir.engine.rule_sets import check_keys
 from deepshap_ir.engine.value import Value
 from deepshap_ir.errors import DeepShapError, RuleError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
@@ -65,14 +66,15 @@ class Walker:
 
         Values whose multiplier is 0 because nothing consumes them are absent.
         """
-        parts: dict[str, list[Value]] = {name: [value] for name, value in seeds.items()}
-        total: dict[str, Value] = {}
+        parts: dict[str, list[Value | Parts]] = {name: [value] for name, value in seeds.items()}
+        total: dict[str, Value | Parts] = {}
+        split = self._split(graph, known, leaves)
 
-        def multiplier(name: str) -> Value | None:
+        def multiplier(name: str) -> Value | Parts | None:
             if name not in total and name in parts:
                 value, *others = parts[name]
                 for other in others:
-                    value = self.op.Add(value, other)
+                    value = self._sum(value, other)
                 total[name] = value
             return total.get(name)
 
@@ -82,15 +84,42 @@ class Walker:
             inputs = [known.get(name) for name in node.inputs]
             if all(m is None for m in ms) or not any(pair and pair[0] is not pair[1] for pair in inputs):
                 continue
-            context = self.context(node, graph, known)
+            context = self.context(node, graph, known, split)
             for name, value in zip(node.inputs, self.apply(context, ms), strict=True):
                 if value is not None:
                     parts.setdefault(name, []).append(value)
         for name in parts:
             multiplier(name)
-        return total
+        return {name: m.by_sign(self.op.Sub(*known[name])) if isinstance(m, Parts) else m for name, m in total.items()}
 
-    def context(self, node: Node, graph: Graph, known: Mapping[str, Pair]) -> Context:
+    def _sum(self, a: Value | Parts, b: Value | Parts) -> Value | Parts:
+        if isinstance(a, Value) and isinstance(b, Value):
+            return self.op.Add(a, b)
+        (p, q), (r, s) = ((v.plus, v.minus) if isinstance(v, Parts) else (v, v) for v in (a, b))
+        return Parts(self.op.Add(p, r), self.op.Add(q, s))
+
+    def _split(self, graph: Graph, known: Mapping[str, Pair], leaves: Collection[str]) -> Callable[[str], Parts]:
+        """A function that gives the difference of a value as parts, as the rule of the node that makes it says."""
+        producer = graph.producer()
+        found: dict[str, Parts | None] = {}
+
+        def split(name: str) -> Parts:
+            node = producer.get(name) if name not in leaves else None
+            rule = None if node is None or name in found else self.resolver.rule(node)
+            if node is not None and rule is not None and rule.parts is not None:
+                context = self.context(node, graph, known, split).asked_for(rule)
+                found.update(zip(node.outputs, rule.parts(context), strict=True))
+            made = found.get(name)
+            if made is None:
+                x, x0 = (v if v.is_float else self.op.cast(v, self.op.dtype) for v in known[name])
+                made = found[name] = parts_by_sign(self.op.Sub(x, x0))
+            return made
+
+        return split
+
+    def context(
+        self, node: Node, graph: Graph, known: Mapping[str, Pair], split: Callable[[str], Parts] | None = None
+    ) -> Context:
         """What the rule of `node` sees."""
         pairs = [known.get(name) for name in node.inputs]
         results = [known.get(name) for name in node.outputs]
@@ -105,18 +134,28 @@ class Walker:
             self.resolver.options,
             self._subgraph,
             self.apply,
+            split,
         )
 
-    def apply(self, context: Context, ms: Sequence[Value | None]) -> list[Value | None]:
-        """The multipliers that the node's rule gives, checked, in the shape and dtype of the inputs."""
+    def apply(
+        self, context: Context, ms: Sequence[Value | Parts | None], after: Rule | None = None
+    ) -> list[Value | Parts | None]:
+        """The multipliers that the node's rule gives, checked, in the shape and dtype of the inputs.
+
+        Parameters
+        ----------
+        after : a rule for the node: then the one that would be asked without it.
+        """
         node = context.node
-        rule = self.resolver.rule(node)
+        rule = self.resolver.rule(node, after)
         if rule is None:
             raise UnsupportedOperatorError(missing_rules([(node, context.graph)]))
+        if rule.parts is None:
+            ms = [m.by_sign(context.delta_y(j)) if isinstance(m, Parts) else m for j, m in enumerate(ms)]
         place = f"the rule {rule.name} at {node}, inputs {[context.graph.shapes.get(n) for n in node.inputs]}"
         self._depth += 1
         try:
-            answer = rule.function(context, ms)
+            answer = rule.function(context.asked_for(rule), ms)
         except DeepShapError as error:
             if str(node) in str(error):
                 raise
@@ -127,13 +166,16 @@ class Walker:
             self._depth -= 1
         result = [self._checked(context, i, m, place) for i, m in enumerate(_listed(context, answer, place))]
         if self.ledger is not None and self._depth == 0:
-            self.ledger.append((node, self._residual(context, ms, result)))
+            self.ledger.append((node, self._residual(context, rule, ms, result)))
         return result
 
-    def _checked(self, context: Context, i: int, m: Value | None, place: str) -> Value | None:
+    def _checked(self, context: Context, i: int, m: Value | Parts | None, place: str) -> Value | Parts | None:
         """One multiplier: broadcasting undone, shape and dtype right."""
         if not context.varies(i):
             return None
+        if isinstance(m, Parts):
+            both = [self._checked(context, i, part, place) for part in (m.plus, m.minus)]
+            return Parts(*both)  # type: ignore[arg-type]
         if m is None:
             raise RuleError(f"{place} gives no multiplier for input {i}, which varies; a zero must be said: op.zeros")
         if not isinstance(m, Value):
@@ -147,13 +189,26 @@ class Walker:
             raise RuleError(f"{place} gives a multiplier of shape {m.shape} for input {i} of shape {x.shape}")
         return fitted
 
-    def _residual(self, context: Context, ms: Sequence[Value | None], result: Sequence[Value | None]) -> Value:
-        terms = [_inner(self.op, m, context.delta_y(j)) for j, m in enumerate(ms) if m is not None]
-        terms += [-_inner(self.op, m, context.delta_x(i)) for i, m in enumerate(result) if m is not None]
+    def _residual(
+        self, context: Context, rule: Rule, ms: Sequence[Value | Parts | None], result: Sequence[Value | Parts | None]
+    ) -> Value:
+        made = rule.parts(context.asked_for(rule)) if rule.parts is not None else [None] * len(ms)
+        terms = [self._contribution(m, context.delta_y(j), made[j]) for j, m in enumerate(ms) if m is not None]
+        terms += [
+            -self._contribution(m, context.delta_x(i), context.parts(i) if isinstance(m, Parts) else None)
+            for i, m in enumerate(result)
+            if m is not None
+        ]
         total = terms[0]
         for term in terms[1:]:
             total = self.op.Add(total, term)
         return total
+
+    def _contribution(self, m: Value | Parts, delta: Value, parts: Parts | None) -> Value:
+        if not isinstance(m, Parts):
+            return _inner(self.op, m, delta)
+        parts = parts or parts_by_sign(delta)
+        return self.op.Add(_inner(self.op, m.plus, parts.plus), _inner(self.op, m.minus, parts.minus))
 
     def _subgraph(
         self, body: Graph, xs: Sequence[Value | None], x0s: Sequence[Value | None], m: Sequence[Value | None]
@@ -193,11 +248,11 @@ def _inner(op: Emitter, m: Value, delta: Value) -> Value:
     return op.ReduceSum(op.cast(product, op.dtype), keepdims=0)
 
 
-def _listed(context: Context, answer: object, place: str) -> list[Value | None]:
+def _listed(context: Context, answer: object, place: str) -> list[Value | Parts | None]:
     """A rule's answer as one entry per node input."""
     n = context.n_inputs
     varying = [i for i in range(n) if context.varies(i)]
-    if isinstance(answer, Value):
+    if isinstance(answer, Value | Parts):
         if len(varying) != 1:
             raise RuleError(f"{place} gives one multiplier, but the inputs {varying} vary; return one for each input")
         return [answer if i == varying[0] else None for i in range(n)]
@@ -212,8 +267,10 @@ def require_rules(graph: Graph, resolver: Resolver, varying: Collection[str]) ->
 
     Raises
     ------
+    InputError : an explainer's rules name an operator or a node that is not there.
     UnsupportedOperatorError
     """
+    check_keys(resolver.given, graph)
     missing = _without_rule(graph, resolver, varying)
     if missing:
         raise UnsupportedOperatorError(missing_rules(missing))
@@ -250,6 +307,7 @@ def missing_rules(found: Sequence[tuple[Node, Graph]]) -> str:
             f"No rule for {len(found)} node{'s' if several else ''} between the explained inputs and the output:",
             *lines,
             f"Give one with rules={{{operator!r}: my_rule}}, where my_rule(ctx, m) returns one multiplier per input "
-            f"(see deepshap_ir.extend), or hold the node's output constant with hold=[name].",
+            f"(see deepshap_ir.extend), or hold the node's output constant with hold=[name]. "
+            'rules="universal" takes any function of floating-point numbers, by differences.',
         ]
     )

@@ -11,7 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from deepshap_ir import DeepExplainer, RuleError
 from deepshap_ir.engine.expand import expand_graph
-from deepshap_ir.engine.registry import Resolver, Rule, rule_set
+from deepshap_ir.engine.registry import Resolver, Rule
+from deepshap_ir.engine.rule_sets import rule_set
 from deepshap_ir.extend import Context, Expansion, Graph, Node, RuleSet
 from deepshap_ir.onnx_io import graph_to_model
 from deepshap_ir.reference.operators import REPAIRED
@@ -26,8 +27,8 @@ class Without(Resolver):
         super().__init__()
         self.op_type = op_type
 
-    def rule(self, node: Node) -> Rule | None:
-        return None if node.op_type == self.op_type else super().rule(node)
+    def rule(self, node: Node, after: Rule | None = None) -> Rule | None:
+        return None if node.op_type == self.op_type else super().rule(node, after)
 
     def expansion(self, node: Node) -> Any:
         return None if node.op_type == self.op_type else super().expansion(node)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from deepshap_ir import DeepExplainer, InputError, RuleError
-from deepshap_ir.engine.registry import BUILT_IN, Resolver, collected, rule_set
+from deepshap_ir.engine.registry import BUILT_IN, Resolver, collected
+from deepshap_ir.engine.rule_sets import rule_set
 from deepshap_ir.extend import Context, Expansion, Node, RuleSet, Value, expand, rule
 from tests.onnx_text import Array, data, parsed
 
@@ -99,8 +100,8 @@ def test_one_rule_and_one_expansion_for_a_name() -> None:
 
 
 def test_what_is_no_function_is_no_rule() -> None:
-    with pytest.raises(RuleError, match=r"the rule for 'Relu' is a str, not a function \(ctx, m\)"):
-        rule_set({"Relu": "gradient"})  # type: ignore[dict-item]
+    with pytest.raises(RuleError, match=r"the rule for 'Relu' is a int, not a function \(ctx, m\)"):
+        rule_set({"Relu": 3})  # type: ignore[dict-item]
     given = RuleSet()
     assert rule_set(given) is given
     assert rule_set(None) == RuleSet()

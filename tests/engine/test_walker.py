@@ -117,7 +117,8 @@ def test_all_missing_rules_are_listed_before_anything_runs() -> None:
         "  my::Mystery (opset 3), node 'one': [1, 4] -> [1, 4]\n"
         "  my::Enigma (opset 3), node 'two': [1, 4], [4] -> [1, 4]\n"
         "Give one with rules={'my::Mystery': my_rule}, where my_rule(ctx, m) returns one multiplier per input "
-        "(see deepshap_ir.extend), or hold the node's output constant with hold=[name]."
+        "(see deepshap_ir.extend), or hold the node's output constant with hold=[name]. "
+        'rules="universal" takes any function of floating-point numbers, by differences.'
     )
 
 

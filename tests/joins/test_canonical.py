@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from deepshap_ir.engine.registry import Resolver, rule_set
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.rule_sets import rule_set
 from deepshap_ir.explainer import rewrite
 from deepshap_ir.importing.importer import import_model
 from deepshap_ir.joins.canonical import canonicalise

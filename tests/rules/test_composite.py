@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from deepshap_ir.engine.backends import OnnxRuntime, Reference
-from deepshap_ir.engine.registry import Resolver, rule_set
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.rule_sets import rule_set
 from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.importer import import_model
