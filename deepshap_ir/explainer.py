@@ -260,17 +260,17 @@ class DeepExplainer:
         With `per_reference`, of every pair of a sample and a reference, ``[N, B, *features, *outputs]``; base values
         are the outputs at the references, and ``explanation[i]`` has the pairs of sample i as its rows.
         """
-        request = Request(ranked_outputs, output_rank_order, check_additivity, details=not per_reference)
-        program, found = self._explain(X, replace(request, per_reference=per_reference))
+        request = Request(ranked_outputs, output_rank_order, check_additivity, True, per_reference=per_reference)
+        program, found = self._explain(X, request)
         several = len(found.values) > 1
         names = program.column_names(X)
-        values = found.asked["each sum"] if per_reference else found.values
+        values, errors = found.asked["each sum"] if per_reference else found.values, found.errors
         return make_explanation(
             values if several else values[0],
             found.base if found.bases is None else found.bases,
             found.data if several else found.data[0],
             feature_names=names if several else names[0],
-            standard_error=found.errors if several or found.errors is None else found.errors[0],
+            standard_error=None if per_reference else errors if several or errors is None else errors[0],
             unattributed=found.each_around if per_reference else found.unattributed,
             output_indexes=found.ranks,
             outputs=found.output,
@@ -285,7 +285,7 @@ class DeepExplainer:
         return {
             "values": values if len(values) > 1 else values[0],
             "expected_values": found.base[0],
-            "mask_shapes": [a.shape[1:] for a in found.data],
+            "mask_shapes": [a.shape[: a.ndim - len(self.output_shape)] for a in values],
             "main_effects": None,
             "clustering": None,
         }

@@ -435,6 +435,16 @@ def test_standard_error_is_that_of_the_mean_over_the_references() -> None:
     np.testing.assert_allclose(explanation.standard_error, each.std(0, ddof=1) / np.sqrt(5), atol=1e-6)
 
 
+@pytest.mark.parametrize("references", [40, 130])
+def test_a_standard_error_that_is_small_beside_the_values(references: int) -> None:
+    """Contributions near 1000 that differ by 0.01: their squares agree in all digits of float32."""
+    background = data(references, 4, seed=2) * 0.01 - 1000
+    explanation = explainer("{ y = Identity(x) }", background=background)(0 * SAMPLES)
+    spread = background.astype(np.float64).std(0, ddof=1) / np.sqrt(references)
+    errors = np.diagonal(explanation.standard_error, axis1=1, axis2=2)
+    np.testing.assert_allclose(errors, np.tile(spread, (3, 1)), rtol=0.02)
+
+
 def test_one_reference_has_no_standard_error() -> None:
     assert explainer(background=BACKGROUND[:1])(SAMPLES).standard_error is None
 

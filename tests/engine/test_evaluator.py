@@ -81,6 +81,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"hold": ["g"], "details": True, "ledger": True},
     {"at": ["h"], "details": True},
     {"ranked": True, "own_references": True},
+    {"per_reference": True, "multipliers": True, "hypothetical": {"x": 1}},
+    {"per_reference": True, "ranked": True, "own_references": True},
 ]
 
 
