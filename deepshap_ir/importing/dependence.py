@@ -86,6 +86,9 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
 }
 """Operator -> the inputs whose data decide the shape of its outputs."""
 
+_INDEX_OUTPUTS: Mapping[str, int] = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
+"""Operator -> which of its outputs is an index along its axis."""
+
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -177,7 +180,7 @@ def _visit(node: NodeProto, outer: NodeProto, found: Dependence) -> None:
     if reason:
         found.refusals.append(Refusal(node, outer, reason))
     if kind in _RANDOM or found.depends(data_inputs(node, found)):
-        found.varying.update(made)
+        found.varying.update(name for name in made if not _is_only_index(node, name, found))
     if any(name in found.elastic for name in node.input) or (reason and "shape" in reason):
         found.elastic.update(made)
 
@@ -204,6 +207,14 @@ def _refusal(node: NodeProto, kind: str, found: Dependence) -> str | None:
     if kind == "BatchNormalization" and _attribute(node, "training_mode", 0):
         return "it is in training mode, where the rows of a batch are normalised together"
     return None
+
+
+def _is_only_index(node: NodeProto, name: str, found: Dependence) -> bool:
+    """Whether the output `name` of `node` is an index along an axis of length 1: PyTorch sorts its batch by length."""
+    position = _INDEX_OUTPUTS.get(operator(node))
+    data = found.constants.get(node.input[0]) if position is not None and node.output[position] == name else None
+    axis = _attribute(node, "axis", -1 if node.op_type == "TopK" else 0)
+    return isinstance(data, np.ndarray) and not found.elastic.intersection(node.input) and data.shape[axis] == 1
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

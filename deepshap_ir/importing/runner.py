@@ -119,18 +119,24 @@ class Runner:
         self._inputs = {value.name for value in model.graph.input}
         self._session: onnxruntime.InferenceSession | None = None
         self._evaluator: ReferenceEvaluator | None = None
+        self._model = model
         try:
             if reference:
                 raise RuntimeError("not asked")
             self._session = _session(model)
         except _ORT_ERRORS as first:
-            try:
-                self._evaluator = ReferenceEvaluator(model, new_ops=REPAIRED)
-            except Exception as second:  # its loader raises bare exceptions of many classes
-                raise ModelError(
-                    f"{what} loads neither in onnxruntime ({one_line(first)}) "
-                    f"nor in onnx.reference ({one_line(second)})"
-                ) from None
+            self._to_reference("loads", first)
+
+    def _to_reference(self, does: str, first: Exception) -> None:
+        """Go on with ``onnx.reference``, where onnxruntime failed with `first`."""
+        try:
+            self._evaluator = ReferenceEvaluator(self._model, new_ops=REPAIRED)
+        except Exception as second:  # its loader raises bare exceptions of many classes
+            raise ModelError(
+                f"{self.what} {does} neither in onnxruntime ({one_line(first)}) "
+                f"nor in onnx.reference ({one_line(second)})"
+            ) from None
+        self._session = None
 
     @property
     def engine(self) -> str:
@@ -161,10 +167,16 @@ class Runner:
         known = {name: value for name, value in feeds.items() if name in self._inputs}
         try:
             if self._session is not None:
-                values = self._session.run(wanted, known)
-            else:
-                assert self._evaluator is not None
-                values = self._evaluator.run(wanted, known)
+                try:
+                    return dict(zip(wanted, self._session.run(wanted, known), strict=True))
+                except _ORT_ERRORS as error:
+                    if "does not support double" not in str(error):  # its recurrent layers load all the same
+                        raise
+                    self._to_reference("runs", error)
+            assert self._evaluator is not None
+            values = self._evaluator.run(wanted, known)
+        except ModelError:
+            raise
         except Exception as error:  # onnx.reference raises whatever numpy raised
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in known.items())
             raise ModelError(f"{self.what} does not run on {shapes}: {one_line(error)}") from None

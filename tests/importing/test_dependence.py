@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from deepshap_ir import DeepExplainer
 from deepshap_ir.errors import ModelError, UnsupportedOperatorError
 from deepshap_ir.importing.importer import import_model
 from tests.onnx_text import data, operators, parsed
@@ -179,3 +180,20 @@ def test_the_layout_of_onnxruntime_is_refused_with_advice() -> None:
         UnsupportedOperatorError, match=r"nchwc::ReorderInput node 'layout': .* without graph optimisation"
     ):
         import_model(model, data(3, 8, 4, 4))
+
+
+def test_an_index_along_an_axis_of_one_is_known() -> None:
+    """As PyTorch writes packed sequences: the batch is sorted by length, and of one row the order is known."""
+    model = parsed(
+        """<int64[1] one = {1}> {
+           s = ReduceSum <keepdims = 0> (x, one) \n n = Shape <end = 1> (x) \n v, i = TopK <axis = 0> (s, n)
+           z = ScatterElements(s, i, v) \n c = ReduceSum(x, one)
+           a = ArgMax <axis = 1> (c) \n q = GatherElements <axis = 1> (c, a) \n w = Unsqueeze(z, one) \n p = Mul(w, q)
+           y = Mul(x, p) }"""
+    )
+    rows = data(3, 4)
+    explainer = DeepExplainer(model, rows)
+    assert "ArgMax" not in {node.op_type for node in explainer.graph.nodes}
+    x = data(2, 4, seed=1)
+    y, y0 = (v * v.sum(1, keepdims=True) ** 2 for v in (x, rows))
+    np.testing.assert_allclose(explainer.shap_values(x).sum(1), y - y0.mean(0), atol=1e-5)

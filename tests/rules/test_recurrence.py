@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from deepshap_ir import DeepExplainer
 from deepshap_ir.engine import recurrence
@@ -320,3 +320,21 @@ def test_nodes_of_a_layer_are_named_after_it() -> None:
     rows = DeepExplainer(as_layer("LSTM", weights, 3), data(2, 3, 3)).rules()
     assert len({row.node for row in rows}) == len(rows)
     assert all(row.node.startswith("LSTM_") for row in rows if row.operator in ("MatMul", "Sigmoid", "Tanh", "Mul"))
+
+
+@pytest.mark.parametrize("operator", GATES)
+def test_float64(operator: str) -> None:
+    """onnxruntime loads a layer of float64, and does not run it."""
+    rng, g = np.random.default_rng(4), GATES[operator] * 3
+    weights = [rng.uniform(-0.8, 0.8, shape) for shape in ((g, 2), (g, 3), (2 * g,))]
+    x, x0 = data(2, 4, 2).astype(np.float64), data(3, 4, 2, seed=1).astype(np.float64)
+    layer = as_layer(operator, weights, 4)
+    for value in (*layer.graph.input, *layer.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for tensor in layer.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    explainer = DeepExplainer(layer, x0, precision="float64")
+    f = Runner(layer).run
+    delta = f({"x": x})["y"] - f({"x": x0})["y"].mean(0)
+    np.testing.assert_allclose(explainer.shap_values(x).sum((1, 2)), delta, atol=1e-12)
