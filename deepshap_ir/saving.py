@@ -159,7 +159,8 @@ class Labelled:
 
 def described(sets: Iterable[RuleSet]) -> list[str]:
     """The operators and nodes for which there are rules or expansions."""
-    return sorted({key for s in sets for key in (*s.rules, *s.expansions, *s.nodes, *s.borrowed)})
+    for_all = [s.all.operator for s in sets if s.all is not None]
+    return sorted({key for s in sets for key in (*s.rules, *s.expansions, *s.nodes, *s.borrowed)} | {*for_all})
 
 
 def to_bytes(contents: Contents) -> bytes:

@@ -81,7 +81,13 @@ Inputs = Annotated[
 Hold = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A value that keeps the sample's own value in every reference.")
 ]
-Rules = Annotated[list[Path] | None, typer.Option(metavar="FILE.py", help="Rules of your own, see deepshap_ir.extend.")]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE.py|NAME",
+        help="Rules of your own, see deepshap_ir.extend; or a rule set such as reveal_cancel, for what these leave.",
+    ),
+]
 
 
 class Backend(StrEnum):

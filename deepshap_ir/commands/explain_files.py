@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,16 @@ class Choices:
     top: int | None = None
     inputs: tuple[str, ...] | None = None
     hold: tuple[str, ...] = ()
-    rules: RuleSet = field(default_factory=RuleSet)
+    rules: Sequence[RuleSet] = ()
 
     @classmethod
     def of(
-        cls, model: ModelProto, output: Sequence[str], inputs: Sequence[str], hold: Sequence[str], rules: RuleSet
+        cls,
+        model: ModelProto,
+        output: Sequence[str],
+        inputs: Sequence[str],
+        hold: Sequence[str],
+        rules: Sequence[RuleSet],
     ) -> Choices:
         """Read the options of the command line.
 
@@ -118,7 +123,7 @@ def explain_files(
     output: Sequence[str] = (),
     inputs: Sequence[str] = (),
     hold: Sequence[str] = (),
-    rules: RuleSet | None = None,
+    rules: Sequence[RuleSet] = (),
     drop: Collection[str] = (),
     check: bool = True,
     **settings: Any,
@@ -140,7 +145,7 @@ def explain_files(
         Anything that is wrong with the model or the data.
     """
     loaded = load_model(model)
-    choices = Choices.of(loaded, output, inputs, hold, rules or RuleSet())
+    choices = Choices.of(loaded, output, inputs, hold, rules)
     fed = fed_inputs(loaded, choices)
     references = read_rows(background, fed, drop=drop)
     rows = read_rows(samples, fed, references.columns, drop)

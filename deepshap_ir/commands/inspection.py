@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from deepshap_ir.commands.explain_files import Choices, fed_inputs
 from deepshap_ir.commands.tables import Input
 from deepshap_ir.engine.registry import Resolver, RuleSet
+from deepshap_ir.engine.rule_sets import check_keys
 from deepshap_ir.errors import InputError, ModelError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.dependence import operator
@@ -81,7 +82,7 @@ def inspect_model(
     output: Sequence[str] = (),
     inputs: Sequence[str] = (),
     hold: Sequence[str] = (),
-    rules: RuleSet | None = None,
+    rules: Sequence[RuleSet] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Inspection:
     """Look at a model without data.
@@ -98,11 +99,11 @@ def inspect_model(
         The model cannot be read or run, or a name is unknown.
     """
     model = load_model(path)
-    chosen = Choices.of(model, output, inputs, hold, rules or RuleSet())
+    chosen = Choices.of(model, output, inputs, hold, rules)
     outputs = [chosen.output] if chosen.output is not None else _float_outputs(model)
-    resolver = Resolver([chosen.rules])
+    resolver = Resolver(chosen.rules)
     found: dict[str, tuple[Node, bool]] = {}
-    explained, refusal = [], None
+    explained, graphs, refusal = [], [], None
     for name in outputs:
         try:
             imported = _imported(model, Choices(name, None, chosen.inputs, chosen.hold), resolver, shapes or {})
@@ -110,8 +111,11 @@ def inspect_model(
             refusal = str(error)
             continue
         explained.append(imported.output)
+        graphs.append(imported.graph)
         found |= _nodes(imported.graph, imported.explained)
-    if refusal is not None:
+    if refusal is None:
+        check_keys(resolver.given, *graphs)
+    else:
         versions = {entry.domain: entry.version for entry in model.opset_import}
         found = {
             f"{position} {node.name}": (_read(node, versions.get(node.domain, 1)), True)

@@ -1,4 +1,4 @@
-"""Rules from Python files, for one explainer: ``deepshap explain --rules my_rules.py``."""
+"""Rules of the command line, for one explainer: ``deepshap explain --rules my_rules.py --rules reveal_cancel``."""
 
 from __future__ import annotations
 
@@ -10,30 +10,48 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deepshap_ir.engine.registry import RuleSet, collected
+from deepshap_ir.engine.rule_sets import find_rule_set
 from deepshap_ir.errors import DeepShapError, InputError, RuleError
 
 
-def load_rules(paths: Iterable[str | os.PathLike[str]]) -> RuleSet:
-    """Run Python files and return the rules in them.
+def load_rules(given: Iterable[str | os.PathLike[str]]) -> list[RuleSet]:
+    """Run Python files, find rule sets by name, and return them in the order in which they are asked.
 
-    Those that the decorators `deepshap_ir.extend.rule` and ``expand`` register, which take precedence over built-in
-    rules for the same operator, and those of every `RuleSet` that the file binds to a name.
+    First the rules of all files: those that the decorators `deepshap_ir.extend.rule` and ``expand`` register, and those
+    of every `RuleSet` that a file binds to a name. Then the sets for all operators that files bind, and the named ones.
+
+    Parameters
+    ----------
+    given : names of rule sets, and files: what ends in .py, contains a slash, or is there.
 
     Raises
     ------
     InputError
-        A file is not there or is not Python.
+        A file is not there or is not Python, or there is no rule set of a name.
     RuleError
         A file fails, has no rules, or two rules are for the same operator or node.
     """
+    paths, general = [], []
+    for text in map(os.fspath, given):
+        if text.endswith(".py") or Path(text).name != text or Path(text).exists():
+            paths.append(Path(text))
+            continue
+        try:
+            general.append(find_rule_set(text))
+        except InputError as error:
+            raise InputError(f"{error}; rules of your own come from a .py file") from None
     with collected() as rules:
-        for position, path in enumerate(map(Path, paths)):
+        for position, path in enumerate(paths):
             before = _count(rules)
-            for other in _run(path, f"deepshap_rules_{position}_{path.stem}"):
-                _add(rules, other)
-            if _count(rules) == before:
+            found = _run(path, f"deepshap_rules_{position}_{path.stem}")
+            for other in found:
+                if other.general or other.last or other.all is not None:
+                    general.insert(position, other)
+                else:
+                    _add(rules, other)
+            if _count(rules) == before and not found:
                 raise RuleError(f"{path}: registers no rule; write @rule('domain::Operator') above a function (ctx, m)")
-    return rules
+    return [rules, *general]
 
 
 def _run(path: Path, name: str) -> list[RuleSet]:
@@ -61,7 +79,10 @@ def _run(path: Path, name: str) -> list[RuleSet]:
 def _add(rules: RuleSet, other: RuleSet) -> None:
     for entries in other.rules.values():
         for entry in entries:
-            rules.rule(entry.operator, since=entry.since, until=entry.until, exact=entry.exact)(entry.function)
+            register = rules.rule(
+                entry.operator, since=entry.since, until=entry.until, exact=entry.exact, parts=entry.parts
+            )
+            register(entry.function)
     for operator, function in other.expansions.items():
         rules.expand(operator)(function)
     for name, entry in other.nodes.items():

@@ -124,8 +124,8 @@ def _standard_operators() -> frozenset[str]:
     return frozenset(s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == "")
 
 
-def check_keys(sets: Iterable[RuleSet], graph: Graph) -> None:
-    """Check that every key of a mapping is an operator or a node of the graph, and every node that a set names.
+def check_keys(sets: Iterable[RuleSet], *graphs: Graph) -> None:
+    """Check that every key of a mapping is an operator or a node of the graphs, and every node that a set names.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def check_keys(sets: Iterable[RuleSet], graph: Graph) -> None:
     """
     operators: set[str] = set()
     nodes: set[str] = set()
-    for one in _graphs(graph):
+    for one in (inner for graph in graphs for inner in _graphs(graph)):
         operators.update(node.operator for node in one.nodes)
         nodes.update(node.name for node in one.nodes)
     lines = []

@@ -176,6 +176,11 @@ class TestExplain:
         result = explain("--rules", "rules.py")
         refused(result, "do not sum to the model's output", "Tanh node", "--no-check")
         assert explain("--rules", "rules.py", "--no-check").exit_code == 0
+        assert explain("--rules", "reveal_cancel").exit_code == 0
+        refused(
+            explain("--rules", "gradient"), "do not sum", "alternatives.gradient_at_sample is not made", "--no-check"
+        )
+        assert explain("--rules", "rules.py", "--no-check").exit_code == 0
         with np.load("out.npz") as archive:
             weights = np.array([[1, -2], [3, 0.5], [-1, 2]])
             delta = rows(SAMPLES) - rows(BACKGROUND).mean(axis=0)
@@ -315,6 +320,12 @@ class TestInspect:
             ["Tanh", "1"],
         ]
         assert lines[-1] == "Every operator has a rule."
+
+    def test_rule_sets_by_name(self) -> None:
+        result = deepshap("inspect", "model.onnx", "--rules", "integrated_gradients")
+        assert result.exit_code == 0
+        assert "alternatives.integrated_gradients" in result.stdout
+        refused(deepshap("inspect", "model.onnx", "--rules", "saliency"), "no rule set 'saliency'", "'reveal_cancel'")
 
     def test_an_operator_without_a_rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(BUILT_IN.rules, "Tanh")

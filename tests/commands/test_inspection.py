@@ -78,7 +78,7 @@ def test_an_operator_without_a_rule_comes_first(saved: Path, monkeypatch: pytest
     assert not inspection.supported
     rules = RuleSet()
     rules.rule("Tanh", exact=False)(lambda ctx, m: m[0])
-    helped = inspect_model(saved, rules=rules)
+    helped = inspect_model(saved, rules=[rules])
     assert helped.supported
     assert row(helped, "Tanh").exact is False
 

@@ -39,7 +39,7 @@ def node(operator: str, name: str = "n") -> Node:
 
 def test_rules_of_a_file_precede_the_built_in_ones_and_leave_them_alone(written: Written) -> None:
     before = Resolver().rule(node("Relu"))
-    rules = load_rules([written("mine.py", RELU)])
+    (rules,) = load_rules([written("mine.py", RELU)])
     found = Resolver([rules]).rule(node("Relu"))
     assert found is not None
     assert found.function.__name__ == "half"
@@ -60,7 +60,7 @@ def test_what_is_registered_later_is_for_all_again(written: Written) -> None:
 
 def test_expansions_and_several_files(written: Written) -> None:
     content = "from deepshap_ir.extend import expand\n@expand('my::Op')\ndef op(ctx):\n    return ctx.x()\n"
-    rules = load_rules([written("a.py", RELU), written("b.py", content)])
+    (rules,) = load_rules([written("a.py", RELU), written("b.py", content)])
     assert (list(rules.rules), list(rules.expansions)) == (["Relu"], ["my::Op"])
 
 
@@ -75,7 +75,7 @@ mine = RuleSet()
 def passed(ctx, m):
     return m[0]
 """
-    rules = load_rules([written("mine.py", content)])
+    (rules,) = load_rules([written("mine.py", content)])
     tanh, named = rules.rules["Tanh"][0], rules.nodes["conv1"]
     assert (tanh.since, tanh.exact, named.exact) == (13, False, True)
     assert Resolver([rules]).rule(node("Sigmoid", "conv1")) == named
@@ -83,7 +83,7 @@ def passed(ctx, m):
 
 def test_a_file_may_use_what_pickle_and_dataclasses_need(written: Written) -> None:
     content = RELU + "from dataclasses import dataclass\n\n@dataclass\nclass Options:\n    slope: float = 0.5\n"
-    rules = load_rules([written("mine.py", content)])
+    (rules,) = load_rules([written("mine.py", content)])
     module = sys.modules[rules.rules["Relu"][0].function.__module__]
     assert module.Options().slope == 0.5
 
@@ -132,7 +132,8 @@ def test_a_file_that_is_not_named_as_python(written: Written) -> None:
 
 
 def test_no_files_are_no_rules() -> None:
-    assert load_rules([]).rules == {}
+    (rules,) = load_rules([])
+    assert rules.rules == {}
 
 
 def test_an_error_ends_the_collection() -> None:
@@ -141,3 +142,38 @@ def test_an_error_ends_the_collection() -> None:
     with collected() as rules:
         pass
     assert rules.rules == {}
+
+
+def test_names_come_after_files(written: Written) -> None:
+    from deepshap_ir.engine.rule_sets import find_rule_set
+
+    rules, named = load_rules(["reveal_cancel", written("mine.py", RELU)])
+    assert named is find_rule_set("reveal_cancel")
+    found = Resolver([rules, named]).rule(node("Relu"))
+    assert found is not None
+    assert found.function.__name__ == "half"
+
+
+def test_a_file_may_bind_a_set_for_all_operators(written: Written) -> None:
+    content = """
+from deepshap_ir.extend import RuleSet
+
+mine = RuleSet(general=True)
+
+@mine.for_all(exact=False)
+def nothing(ctx, m):
+    return [m[0] * 0.0] * ctx.n_inputs
+"""
+    rules, general, named = load_rules([written("mine.py", content), "gradient"])
+    assert rules.rules == {}
+    found = Resolver([rules, general, named]).rule(node("Relu"))
+    assert found is not None
+    assert (found.function.__name__, found.exact) == ("nothing", False)
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"no rule set 'gradeint'; did you mean 'gradient'\? There are 'gradient', .*; rules of your own come from",
+    ):
+        load_rules(["gradeint"])

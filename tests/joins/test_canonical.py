@@ -13,9 +13,9 @@ import pytest
 
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.engine.rule_sets import rule_set
-from deepshap_ir.explainer import rewrite
 from deepshap_ir.importing.importer import import_model
 from deepshap_ir.joins.canonical import canonicalise
+from deepshap_ir.specialisation import rewrite
 from deepshap_ir.testing import check_rule
 from tests.joins.joining import X3, assert_same, joined, load, operators
 from tests.onnx_text import data, run
