@@ -32,7 +32,8 @@ def load_rules(given: Iterable[str | os.PathLike[str]]) -> list[RuleSet]:
         A file fails, has no rules, or two rules are for the same operator or node.
     """
     paths, general = [], []
-    for text in map(os.fspath, given):
+    for one in given:
+        text = os.fspath(one)
         if text.endswith(".py") or Path(text).name != text or Path(text).exists():
             paths.append(Path(text))
             continue

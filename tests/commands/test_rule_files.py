@@ -174,6 +174,6 @@ def nothing(ctx, m):
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(
         InputError,
-        match=r"no rule set 'gradeint'; did you mean 'gradient'\? There are 'gradient', .*; rules of your own come from",
+        match=r"no rule set 'gradeint'; did you mean 'gradient'\? There are 'gradient', .*; rules of your own come",
     ):
         load_rules(["gradeint"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
@@ -123,6 +124,14 @@ def test_named_sets_leave_joined_operators_joined() -> None:
     body = "{ a = Sigmoid(x) b = Mul(x, a) y = Neg(b) }"  # SiLU
     for rules in ("reveal_cancel", "gradient", "integrated_gradients"):
         assert [node.operator for node in explainer(rules, body).graph.nodes] == ["deepshap_ir::Swish", "Neg"]
+
+
+def test_a_saved_explainer_asks_for_its_rules_again() -> None:
+    for rules, named in (("gradient", "every operator"), ({"first": usual}, "first")):
+        file = io.BytesIO()
+        explainer(rules).save(file)
+        with pytest.raises(InputError, match=f"rules of its own, for '{named}'"):
+            DeepExplainer.load(file)
 
 
 # --- sets that packages bring
