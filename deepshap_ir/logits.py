@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.trace import tidy
-from deepshap_ir.joins.rewriting import Rewriter
+from deepshap_ir.joins.known import recognise
+from deepshap_ir.joins.rewriting import Rewriter, subgraph
 
 SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 
@@ -24,6 +26,12 @@ MOVEMENT = frozenset(
     ]
 )
 """Operators behind the squashing one that move or choose numbers, and do so with the logits too."""
+
+SPELLING = frozenset(["Add", "Div", "Exp", "Mul", "Neg", "Pow", "Reciprocal", "Sub", "Tanh"])
+"""Operators with which a sigmoid is spelled out."""
+
+CHAIN = 6
+"""At most so many of them."""
 
 
 def before_squashing(graph: Graph) -> Graph:
@@ -78,8 +86,11 @@ class _Search:
         if node is None:
             self.stopped = f"the value {name!r}, which no operator computes"
             return None
-        if node.operator in SQUASHING:
-            return _Logits(node.inputs[0], node.operator == "Sigmoid")
+        if node.op_type in SQUASHING and node.domain in ("", INTERNAL):
+            return _Logits(node.inputs[0], node.op_type == "Sigmoid")
+        x = self._sigmoid_of(node)
+        if x is not None:
+            return _Logits(x, True)
         if node.operator in MOVEMENT and self._is_float(node.inputs[0]):
             found = self.logits(node.inputs[0])
             return found and self._repeated(node, [found])
@@ -104,7 +115,26 @@ class _Search:
     def _is_sum_of(self, name: str, x: str) -> bool:
         """Whether `name` is the sum of `x` along an axis, which makes probabilities of positive numbers."""
         node = self.producer.get(name)
-        return node is not None and node.operator in ("ReduceSum", "ReduceL1") and node.inputs[0] == x
+        if node is None or node.operator not in ("ReduceSum", "ReduceL1"):
+            return False
+        size = self.producer.get(node.inputs[0])
+        return x in (node.inputs[0], size.inputs[0] if size is not None and size.operator == "Abs" else None)
+
+    def _sigmoid_of(self, node: Node) -> str | None:
+        """The value whose sigmoid is spelled out by `node` and others before it, ``(1 + tanh(z / 2)) / 2`` say."""
+        graph, chain = self.graph.graph, [node]
+        while len(chain) <= CHAIN and chain[-1].operator in SPELLING:
+            varying = [name for name in dict.fromkeys(chain[-1].inputs) if name not in graph.constants]
+            if len(varying) != 1 or graph.shapes[varying[0]] != graph.shapes[node.outputs[0]]:
+                return None
+            found = recognise(subgraph(graph, chain[::-1], varying, node.outputs[0]))
+            if found is not None and found[0] == "Sigmoid":
+                return varying[0]
+            before = self.producer.get(varying[0])
+            if before is None:
+                return None
+            chain.append(before)
+        return None
 
     def _repeated(self, node: Node, parts: list[_Logits]) -> _Logits:
         """`node` on logits."""

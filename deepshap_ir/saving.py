@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import _get_all_tensors
 
@@ -90,6 +91,7 @@ class Contents:
 
     Attributes
     ----------
+    model : no one else's: its large tensors are taken out of it when it is written.
     settings : arguments of `deepshap_ir.DeepExplainer` by name, and those of `Conversion` under "conversion".
     background : by input name; None where the references are a function.
     columns : input name -> labels of the columns of its background.
@@ -193,7 +195,8 @@ def read(file: File) -> Contents:
     try:
         with zipfile.ZipFile(file) as archive:
             if "explainer.json" not in archive.namelist():
-                raise ModelError(f"{foreign}: it is a zip archive of other things.")
+                # of a truncated file, the archive of the arrays inside it may be found
+                raise ModelError(f"{foreign}, or it is truncated or damaged: a zip archive of other things.")
             return _read_archive(archive, name)
     except FileNotFoundError:
         raise ModelError(f"{name}: no such file (the current folder is {os.getcwd()!r}).") from None
@@ -201,7 +204,7 @@ def read(file: File) -> Contents:
         raise ModelError(f"{name}: cannot be read: {error.strerror or error}.") from None
     except (zipfile.BadZipFile, EOFError) as error:
         raise ModelError(f"{foreign}, or it is truncated or damaged: {error}.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (DecodeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise ModelError(f"{name} is damaged: {type(error).__name__}: {error}.") from error
@@ -234,11 +237,9 @@ def _write_archive(file: BinaryIO, contents: Contents) -> None:
     }
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("explainer.json", json.dumps(manifest, indent=1))
-        model = ModelProto()
-        model.CopyFrom(contents.model)
         with archive.open("weights.bin", "w", force_zip64=True) as opened:
-            _move_weights(model, opened)
-        archive.writestr("model.onnx", model.SerializeToString())
+            _move_weights(contents.model, opened)
+        archive.writestr("model.onnx", contents.model.SerializeToString())
         with archive.open("arrays.npz", "w", force_zip64=True) as opened:
             np.savez(opened, *arrays)
 
