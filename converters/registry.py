@@ -16,6 +16,9 @@ from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.feeds import Array
 
 BUILT_IN = {
+    "keras": "deepshap_ir.converters.keras",
+    "keras_files": "deepshap_ir.converters.keras_files",
+    "tensorflow": "deepshap_ir.converters.tensorflow",
     "pytorch": "deepshap_ir.converters.pytorch",
     "onnx": "deepshap_ir.converters.onnx_file",
 }

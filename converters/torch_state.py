@@ -7,9 +7,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepshap_ir.converters.registry import comes_from
+from deepshap_ir.converters.restoring import restore
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,8 +61,8 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             attributes = vars(layer)
             for value in attributes.values():
                 if isinstance(value, dict | list | set):
-                    stack.callback(_restore, value, value.copy())
-            stack.callback(_restore, attributes, attributes.copy())
+                    stack.callback(restore, value, value.copy())
+            stack.callback(restore, attributes, attributes.copy())
             attributes["training"] = False
             attributes["_compiled_call_impl"] = None
         yield
@@ -70,20 +71,6 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 def _devices(module: nn.Module) -> list[int]:
     found = {t.device.index for t in (*module.parameters(), *module.buffers()) if t.device.type == "cuda"}
     return sorted(index for index in found if index is not None)
-
-
-def _restore(container: Any, saved: Any) -> None:
-    """Give a dict, list or set its old content back, where that has changed."""
-    if isinstance(container, dict):
-        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
-        same = same and all(container[key] is saved[key] for key in saved)
-    elif isinstance(container, list):
-        same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
-    else:
-        same = container == saved
-    if not same:
-        container.clear()
-        container.extend(saved) if isinstance(container, list) else container.update(saved)
 
 
 def version(tensor: Tensor) -> int:
