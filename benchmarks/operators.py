@@ -58,7 +58,6 @@ REASONS = {
     "range_float": "the shape of the output depends on data",
     "roialign_aligned": "onnxruntime has no kernel for RoiAlign of opset 22",
     "roialign_mode_max": "the largest product of an element and its weight has no rule",
-    "scan_sum": "Scan had another meaning in opset 8",
     "training_dropout": "random: training mode",
     "unique": "the shape of the output depends on data",
 }

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from deepshap_ir.extend import Array, Context, RuleError, Value, rule
+from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, rule
 from deepshap_ir.rules.reads import given_back, taken
 from deepshap_ir.rules.scattering import combined
-from deepshap_ir.rules.shapley import quotient
+from deepshap_ir.rules.shapley import quotient, shapley_values
 
 Multipliers = list[Value | None]
+
+MOST_COORDINATES = 4
+"""Numbers of a varying index that are players of their own: the node is computed twice as often for one more."""
 
 
 @rule("Gather")
@@ -52,8 +55,6 @@ def gather_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
     """``y[b, p] = x[b, i_bp1, i_bp2, ..]``, numbers or slices: each is added up where it was read."""
     op, shape, indices = ctx.op, ctx.shape(), ctx.shape(1)
     batch, depth = ctx.attribute("batch_dims", 0), ctx.attribute("batch_dims", 0) + indices[-1]
-    if ctx.varies(1) and indices[-1] > 1:
-        raise RuleError(f"its indices vary, and are {indices[-1]} numbers each; only single numbers have a rule")
 
     def back(i: Value) -> Value:
         if i.data is not None:
@@ -64,10 +65,34 @@ def gather_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
         i = op.Concat(rows, i, axis=-1) if batch else i
         return op.ScatterND(op.zeros(shape, m[0].dtype), i, m[0], reduction="add")
 
-    return _read(ctx, m[0], back, list(range(len(indices) - 1, m[0].rank)))
+    others = list(range(len(indices) - 1, m[0].rank))
+    result = _read(ctx, m[0], back, others, indices[-1] == 1)
+    if ctx.varies(1) and indices[-1] > 1:
+        result[1] = _coordinates(ctx, m[0], others)
+    return result
 
 
-def _read(ctx: Context, m: Value, back: Callable[[Value], Value], others: list[int]) -> Multipliers:
+def _coordinates(ctx: Context, m: Value, others: list[int]) -> Value:
+    """Of indices of several numbers each number is a player: by its Shapley value, averaged over the elements' ends."""
+    op, indices = ctx.op, ctx.shape(1)
+    n = indices[-1]
+    if n > MOST_COORDINATES:
+        raise RuleError(f"its indices vary, and are {n} numbers each; up to {MOST_COORDINATES} have a rule")
+    tables = list(dict.fromkeys([ctx.x(0), ctx.x0(0)]))
+
+    def f(at_sample: frozenset[int]) -> Value:
+        chosen = op.constant(np.array([k in at_sample for k in range(n)]))
+        index = op.Where(chosen, ctx.x(1), ctx.x0(1))
+        y = m * _mean([ctx.as_float(ctx.forward(x, index)) for x in tables])
+        return op.Reshape(op.ReduceSum(y, others, keepdims=0) if others else y, [*indices[:-1], 1])
+
+    phi = shapley_values(f, range(n))
+    return quotient(op.cast(op.Concat(*(phi[k] for k in range(n)), axis=-1), op.dtype), ctx.delta_x(1))
+
+
+def _read(
+    ctx: Context, m: Value, back: Callable[[Value], Value], others: list[int], single: bool = True
+) -> Multipliers:
     """The multipliers of elements and indices, from what takes ``m_y`` back to the elements for given indices.
 
     Varying indices i (of an embedding) get ``phi_p = <m_p, x[i_p] - x[i0_p]>``, the sum over the axes `others` of y, as
@@ -78,11 +103,11 @@ def _read(ctx: Context, m: Value, back: Callable[[Value], Value], others: list[i
     result: Multipliers = [None, None]
     if ctx.varies(0):
         result[0] = _mean([back(i) for i in dict.fromkeys([ctx.x(1), ctx.x0(1)])])
-    if ctx.varies(1):
+    if ctx.varies(1) and single:
         tables = dict.fromkeys([ctx.x(0), ctx.x0(0)])
         jump = _mean([ctx.as_float(ctx.forward(x, ctx.x(1))) - ctx.as_float(ctx.forward(x, ctx.x0(1))) for x in tables])
         phi = op.ReduceSum(m * jump, others, keepdims=0) if others else m * jump
-        slope = quotient(op.Reshape(op.cast(phi, ctx.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
+        slope = quotient(op.Reshape(op.cast(phi, op.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
         result[1] = slope
     return result
 
@@ -100,7 +125,7 @@ def scatter_elements(ctx: Context, m: Sequence[Value]) -> Multipliers:
         return _written(ctx, m[0], element_places(fixed, ctx.shape(), axis), len(ctx.shape()))
     op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
     overwritten = op.ScatterElements(m[0], i, op.zeros(updates, m[0].dtype), axis=axis)
-    return _written_at_random(ctx, m[0], overwritten, op.GatherElements(m[0], i, axis=axis))
+    return _written_at_random(ctx, m[0], overwritten, lambda i: op.GatherElements(m[0], i, axis=axis))
 
 
 @rule("ScatterND")
@@ -111,7 +136,7 @@ def scatter_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
         return _written(ctx, m[0], slice_places(fixed, ctx.shape(), 0), ctx.shape(1)[-1])
     op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
     overwritten = op.ScatterND(m[0], i, op.zeros(updates, m[0].dtype))
-    return _written_at_random(ctx, m[0], overwritten, op.GatherND(m[0], i))
+    return _written_at_random(ctx, m[0], overwritten, lambda i: op.GatherND(m[0], i))
 
 
 def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
@@ -133,11 +158,22 @@ def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
     return [data, None, updates if stays.all() else op.Where(stays, updates, zero)]
 
 
-def _written_at_random(ctx: Context, m: Value, overwritten: Value, updates: Value) -> Multipliers:
-    """Updates at places that are known only when the program runs."""
-    if ctx.varies(1):
-        raise RuleError("its indices vary; only indices that are the same for sample and reference have a rule")
-    return [m if _adds(ctx) else overwritten, None, updates]
+def _written_at_random(ctx: Context, m: Value, overwritten: Value, taken_at: Callable[[Value], Value]) -> Multipliers:
+    """Updates at places that are known only when the program runs; `taken_at` takes multipliers from these places.
+
+    Varying places i to which updates u are added get ``phi_p = <m[i_p] - m[i0_p], u_p>``, and u the mean of both.
+    """
+    op = ctx.op
+    if not ctx.varies(1):
+        return [m if _adds(ctx) else overwritten, None, taken_at(ctx.x(1))]
+    if not _adds(ctx) or (ctx.node.op_type == "ScatterND" and ctx.shape(1)[-1] > 1):
+        raise RuleError("its indices vary; only adding at single numbers has a rule then, where none hides another")
+    here, there = taken_at(ctx.x(1)), taken_at(ctx.x0(1))
+    phi = (here - there) * ctx.as_float(ctx.mid_x(2))
+    others = list(range(len(ctx.shape(1)) - 1, phi.rank)) if ctx.node.op_type == "ScatterND" else []
+    phi = op.ReduceSum(phi, others, keepdims=0) if others else phi
+    slope = quotient(op.Reshape(op.cast(phi, op.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
+    return [m, slope, (here + there) * 0.5]
 
 
 def _adds(ctx: Context) -> bool:
@@ -160,3 +196,13 @@ def slice_places(indices: Array, shape: Sequence[int], batch: int) -> Array:
     ids = np.arange(math.prod(shape[:depth])).reshape(shape[:depth])
     rows = np.indices(indices.shape[:-1])[:batch]
     return np.asarray(ids[(*rows, *np.moveaxis(indices, -1, 0))])
+
+
+@expand("Compress")
+def compress(ctx: Expansion) -> Value:
+    """The elements that a fixed condition marks; the importer has refused others."""
+    op, x, marks = ctx.op, ctx.x(), ctx.constant(1)
+    assert marks is not None
+    axis = ctx.attribute("axis")
+    x = op.Reshape(x, [-1]) if axis is None else x
+    return op.Gather(x, np.flatnonzero(marks), axis=0 if axis is None else axis)

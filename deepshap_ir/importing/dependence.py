@@ -27,7 +27,6 @@ _SHAPE_ONLY: Mapping[str, int] = {
 
 _DYNAMIC = frozenset(
     {
-        "Compress",
         "ImageDecoder",
         "NonMaxSuppression",
         "NonZero",
@@ -46,6 +45,7 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
     "BlackmanWindow": (0,),
     "CenterCropPad": (1,),
     "Col2Im": (1, 2),
+    "Compress": (1,),
     "ConstantOfShape": (0,),
     "DFT": (1, 2),
     "Expand": (1,),

@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helpe
 from deepshap_ir.errors import ModelError
 from deepshap_ir.importing.half import raise_half
 from deepshap_ir.importing.newer import lower_opset
+from deepshap_ir.importing.older import open_optionals, scans_of_opset_8
 from deepshap_ir.importing.prune import prune
 from deepshap_ir.importing.runner import newest_ir_version, one_line
 from deepshap_ir.importing.skeleton import restored, skeleton
@@ -33,7 +34,7 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
 
     1. Only what `outputs` need is kept (`deepshap_ir.importing.prune`).
     2. Local functions are inlined, with the defaults of their attributes.
-    3. Sparse initializers become dense.
+    3. Sparse initializers become dense, and optionals of known content what is in them.
     4. The standard opset is raised to 18, or lowered to the newest that onnxruntime knows; between, it stays.
     5. float16 and bfloat16 become float32 everywhere.
     6. Every node has a unique name: its own, else one like ``"Relu_12"``. Values keep their names.
@@ -46,6 +47,8 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
     _standard_domain(result)
     result = _inline_functions(result)
     _densify(result.graph)
+    open_optionals(result)
+    result = prune(result, outputs)
     result = lower_opset(result, opset(result))
     result = _raise_opset(result)
     raise_half(result)
@@ -126,12 +129,8 @@ def _densify(graph: GraphProto) -> None:
 def _raise_opset(model: ModelProto) -> ModelProto:
     if opset(model) >= OPSET:
         return model
-    scans = [node for node in all_nodes(model.graph) if node.op_type == "Scan" and node.domain == ""]
-    if scans and opset(model) == 8:
-        raise ModelError(
-            f"Scan node {scans[0].name or scans[0].output[0]!r}: Scan has another meaning in opset 8, which no "
-            f"converter keeps. Export the model at opset 9 or later."
-        )
+    if opset(model) == 8:
+        scans_of_opset_8(model)
     before = {name: node.name for node in model.graph.node for name in node.output if name}
     _hide(model.graph, opset(model))
     small, large = skeleton(model)

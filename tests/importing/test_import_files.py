@@ -59,8 +59,6 @@ def test_the_cases_of_the_standard() -> None:
         try:
             imported = import_model(model, floats, output=output, hold=others, batch_axes=dict.fromkeys(floats))
         except DeepShapError as error:
-            if "Scan has another meaning in opset 8" in str(error):
-                continue
             dynamic = "through its input" in str(error)  # sizes, scales, axes given as an explained float
             if not dynamic and not isinstance(error, REFUSED.get(model.graph.node[0].op_type, ())):
                 unexpected.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")

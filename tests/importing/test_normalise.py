@@ -385,8 +385,40 @@ def test_captures_respect_scope() -> None:
     assert [value.name for value in list(bodies(outer))[1].output] == ["h"]
 
 
-def test_scan_of_opset_8_is_refused() -> None:
-    body = """{ [loop] y = Scan <num_scan_inputs = 1, body = b (float[4] e) => (float[4] o) { o = Neg(e) }> ("", x) }"""
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 8]> g (float[1,3,4] x) => (float[1,3,4] y) {body}')
-    with pytest.raises(ModelError, match=r"Scan node 'loop': .*Export the model at opset 9 or later"):
-        normalise(model, ["y"])
+def scan_of_opset_8(first: str = '""') -> ModelProto:
+    return parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 8]> g (float[1,3,4] x) => (float[1,4] h, float[1,3,4] y) {{
+          s = ReduceMean <axes = [1], keepdims = 0> (x) \n n = Constant <value = int64[1] {{3}}> ()
+          [loop] h, y = Scan <num_scan_inputs = 1, directions = [1], body = b (float[4] k, float[4] e)
+                              => (float[4] k2, float[4] o) {{
+            p = Mul(k, e) \n k2 = Tanh(p) \n q = ReduceSum <axes = [0], keepdims = 1> (k2) \n o = Add(e, q) }}>
+                       ({first}, s, x) }}"""
+    )
+
+
+def test_scan_of_opset_8() -> None:
+    model = scan_of_opset_8()
+    x = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
+    before, after = Runner(model).run({"x": x}), Runner(normalise(model, ["h", "y"])).run({"x": x})
+    for name in ("h", "y"):
+        np.testing.assert_allclose(before[name], after[name], atol=1e-6)
+
+
+def test_lengths_in_a_scan_of_opset_8_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"Scan node 'loop' of opset 8 has sequence lengths.*at opset 9 or later"):
+        normalise(scan_of_opset_8("n"), ["y"])
+
+
+def test_optionals_of_known_content_are_opened() -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[N,4] x) => (float[N,4] y) {
+          o = Optional(x) \n i = Identity(o) \n has = OptionalHasElement(i)
+          s = SplitToSequence <axis = 1> (x) \n os = Optional(s) \n at = Constant <value_int = -1> ()
+          z = If(has) <then_branch = t () => (float[N,4] u) { u = OptionalGetElement(i) },
+                       else_branch = f () => (float[N,4] v) { v = Neg(x) }>
+          q = OptionalGetElement(os) \n e = SequenceAt(q, at) \n y = Mul(z, e) }"""
+    )
+    plain = normalise(model, ["y"])
+    assert not any("Optional" in node.op_type for node in all_nodes(plain.graph))
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_allclose(Runner(plain).run({"x": x})["y"], x * x[:, -1:], atol=1e-6)

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
-from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.evaluator import Evaluator
 from deepshap_ir.engine.program import build_plan
 from deepshap_ir.engine.registry import Resolver
-from deepshap_ir.engine.walker import Walker
 from deepshap_ir.errors import RuleError
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
 from tests.rules.onnx_cases import node_cases
@@ -173,6 +171,9 @@ EMBEDDED: list[tuple[str, list[Any], list[int], dict[str, Any], Any]] = [
     ("GatherElements", [draw(3, 4), np.zeros((2, 4), np.int64)], [1], {"axis": 0}, within(0, 3)),
     ("GatherND", [draw(7, 3), np.zeros((4, 1), np.int64)], [1], {}, within(0, 7)),
     ("GatherND", [(2, 7, 3), np.zeros((2, 4, 1), np.int64)], [0, 1], {"batch_dims": 1}, within(0, 7)),
+    ("GatherND", [draw(5, 4, 3), np.zeros((6, 2), np.int64)], [1], {}, within(-4, 4)),
+    ("GatherND", [(3, 4), np.zeros((1, 5, 2), np.int64)], [0, 1], {}, within(0, 3)),
+    ("GatherND", [draw(2, 3, 3, 3), np.zeros((2, 2, 3), np.int64)], [1], {"batch_dims": 1}, within(0, 3)),
 ]
 
 
@@ -206,23 +207,56 @@ def test_table_and_index_share_as_the_shapley_value_says() -> None:
     np.testing.assert_allclose(got, phi, rtol=1e-6)
 
 
-def test_varying_indices_of_several_numbers_are_refused() -> None:
-    with pytest.raises(RuleError, match="its indices vary, and are 2 numbers each; only single numbers have a rule"):
-        check_rule("GatherND", [draw(3, 4), ints([0, 1])], varying=[1], domain=within(0, 3))
+def test_varying_indices_of_many_numbers_are_refused() -> None:
+    with pytest.raises(RuleError, match="its indices vary, and are 5 numbers each; up to 4 have a rule"):
+        check_rule("GatherND", [draw(2, 2, 2, 2, 2), ints([0, 1, 0, 1, 0])], varying=[1], domain=within(0, 2))
 
 
-@pytest.mark.parametrize("operator", ["ScatterElements", "ScatterND"])
-def test_varying_places_are_refused(operator: str) -> None:
-    op = Emitter({"": 18})
-    indices = ints(1, 2) if operator == "ScatterElements" else ints([1], [2])
-    graph = one_node_graph(operator, [draw(4), indices, draw(2)], [1])
-    i, i0 = (op.input(name, indices.shape, np.int64, [axis]) for name, axis in (("i", "sample"), ("i0", "background")))
-    y = op.input("y", (4,), np.float32, ["sample", "background"])
-    data, updates = op.constant(draw(4), np.float32), op.constant(draw(2), np.float32)
-    walker = Walker(op, Resolver())
-    known = {"x0": (data, data), "x1": (i, i0), "x2": (updates, updates), "y0": (y, y)}
-    with pytest.raises(RuleError, match="its indices vary; only indices that are the same for sample and reference"):
-        walker.apply(walker.context(graph.nodes[0], graph, known), [y])
+ADDED: list[tuple[str, list[Any], list[int], dict[str, Any]]] = [
+    ("ScatterElements", [(2, 5), np.zeros((2, 4), np.int64), (2, 4)], [0, 1, 2], {"axis": 1}),
+    ("ScatterElements", [draw(5, 2), np.zeros((3, 2), np.int64), draw(3, 2)], [1], {}),
+    ("ScatterND", [(5, 3), np.zeros((1, 4, 1), np.int64), (1, 4, 3)], [1, 2], {}),
+    ("ScatterND", [draw(5), np.zeros((4, 1), np.int64), draw(4)], [1], {}),
+]
+
+
+@pytest.mark.parametrize(("operator", "inputs", "varying", "attributes"), numbered(ADDED))
+def test_what_is_added_at_varying_places(
+    operator: str, inputs: list[Any], varying: list[int], attributes: dict[str, Any]
+) -> None:
+    """Counts of words: a place has the change of the multiplier that it finds."""
+    domain = {0: (-1.0, 1.0), 1: within(-5, 5), 2: (-1.0, 1.0)}
+    check_rule(
+        operator,
+        inputs,
+        varying=varying,
+        attributes={**attributes, "reduction": "add"},
+        domain=domain,
+        derivative=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "indices", "reduction"),
+    [("ScatterElements", ints(1, 2), "none"), ("ScatterND", ints([1], [2]), "none"), ("ScatterND", ints(1, 2), "add")],
+)
+def test_varying_places_that_may_hide_each_other_are_refused(operator: str, indices: Any, reduction: str) -> None:
+    data, updates = (draw(4), draw(2)) if indices.ndim > 1 or operator != "ScatterND" else (draw(4, 4), draw())
+    with pytest.raises(RuleError, match="its indices vary; only adding at single numbers has a rule"):
+        check_rule(
+            operator,
+            [data, indices, updates],
+            varying=[1],
+            attributes={"reduction": reduction},
+            domain=within(0, 3),
+            derivative=False,
+        )
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_compress_by_fixed_marks(axis: int | None) -> None:
+    marks = np.array([True, False, True])
+    check_rule("Compress", [(3, 4), marks], attributes={} if axis is None else {"axis": axis})
 
 
 @pytest.mark.parametrize("module", ["gather", "gatherelements", "gathernd", "scatterelements", "scatternd"])
