@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from deepshap_ir.extend import Expansion, RuleError, Value, expand
 
 DOMAIN = "com.microsoft"
@@ -60,14 +62,15 @@ def fused_gemm(ctx: Expansion) -> Value:
 @expand(f"{DOMAIN}::FusedMatMul", f"{DOMAIN}::TransposeMatMul")
 def fused_matmul(ctx: Expansion) -> Value:
     """``alpha a b``, each factor transposed where asked."""
-    if ctx.attribute("transBatchA", 0) or ctx.attribute("transBatchB", 0):
-        raise RuleError("transBatchA and transBatchB have no expansion")
     op = ctx.op
     factors: list[Value] = []
-    for i, name in enumerate(("transA", "transB")):
-        value, rank = ctx.x(i), ctx.x(i).rank
-        turned = ctx.attribute(name, 0) and rank > 1
-        factors.append(op.Transpose(value, perm=[*range(rank - 2), rank - 1, rank - 2]) if turned else value)
+    for i, name in enumerate("AB"):
+        value, order = ctx.x(i), list(range(ctx.x(i).rank))
+        if ctx.attribute(f"transBatch{name}", 0) and len(order) > 2:
+            order = [*order[1:-1], 0, order[-1]]
+        if ctx.attribute(f"trans{name}", 0) and len(order) > 1:
+            order = [*order[:-2], order[-1], order[-2]]
+        factors.append(op.Transpose(value, perm=order))
     product: Value = op.MatMul(*factors)
     alpha = ctx.attribute("alpha", 1.0)
     return product if alpha == 1.0 else product * alpha
@@ -113,6 +116,102 @@ def skip_simplified_layer_normalization(ctx: Expansion) -> list[Value | None]:
 def simplified_layer_normalization(ctx: Expansion) -> Value:
     """RMS normalisation."""
     return _root_mean_square(ctx, ctx.x(), ctx.x(1), 1e-5)
+
+
+@expand(f"{DOMAIN}::EmbedLayerNormalization")
+def embed_layer_normalization(ctx: Expansion) -> list[Value | None]:
+    """The rows of three tables for word, position and segment, added and normalised.
+
+    The other outputs: how many words the mask has, and the sum.
+    """
+    tables = [ctx.x(2), ctx.x(3), ctx.x(4) if ctx.has(4) else None]
+    return embedded(ctx, tables, ctx.x(5), ctx.x(6), mask=7, positions=8)
+
+
+def embedded(
+    ctx: Expansion, tables: Sequence[Value | None], gamma: Value, beta: Value, mask: int, positions: int
+) -> list[Value | None]:
+    """Rows of `tables` by word, position and segment, added and normalised; the number of words; the sum."""
+    op, ids = ctx.op, ctx.x(0)
+    words, places, segments = tables
+    where = ctx.x(positions) if ctx.has(positions) else op.constant(np.arange(ids.shape[1])[None])
+    total = op.Gather(words, ids, axis=0) + op.Gather(places, where, axis=0)
+    if segments is not None:
+        total = total + op.Gather(segments, ctx.x(1), axis=0)
+    count = None
+    if ctx.wanted(1):
+        empty = op.constant(np.zeros(ids.shape[:1], np.int32))
+        count = op.ReduceSum(ctx.x(mask), [1], keepdims=0) if ctx.has(mask) else empty
+    epsilon = ctx.attribute("epsilon", 1e-12)
+    return [op.LayerNormalization(total, gamma, beta, epsilon=epsilon), count, total]
+
+
+@expand(f"{DOMAIN}::GridSample")
+def grid_sample(ctx: Expansion) -> Value:
+    """The operator of the standard."""
+    names = {"bilinear": "linear", "bicubic": "cubic"}
+    mode = ctx.attribute("mode", "bilinear")
+    mode = names.get(mode, mode) if ctx.op.opsets[""] >= 20 else mode
+    given = {name: ctx.attribute(name) for name in ("padding_mode", "align_corners") if ctx.attribute(name) is not None}
+    result: Value = ctx.op.GridSample(ctx.x(0), ctx.x(1), mode=mode, **given)
+    return result
+
+
+@expand(*(f"{DOMAIN}::{name}" for name in ("QuantizeLinear", "DequantizeLinear", "Trilu", "GatherND", "Pad")))
+def of_the_standard(ctx: Expansion) -> Value:
+    """The operator of the standard, which these were before it had them."""
+    given = [ctx.x(i) if ctx.has(i) else None for i in range(ctx.n_inputs)]
+    (result,) = ctx.op.emit(ctx.node.op_type, "", given, ctx.node.attributes)
+    return result
+
+
+@expand(f"{DOMAIN}::ExpandDims")
+def expand_dims(ctx: Expansion) -> Value:
+    """A new axis of length 1."""
+    result: Value = ctx.op.Unsqueeze(ctx.x(), ctx.op.Reshape(ctx.op.cast(ctx.x(1), np.int64), [1]))
+    return result
+
+
+@expand(f"{DOMAIN}::UnfoldTensor")
+def unfold(ctx: Expansion) -> Value:
+    """All windows of `size` along `dim`, `step` apart, on a new last axis."""
+    x, dim = ctx.x(), ctx.attribute("dim", -1) % ctx.x().rank
+    size, step = ctx.attribute("size"), ctx.attribute("step", 1)
+    starts = np.arange(0, x.shape[dim] - size + 1, step)
+    windows = ctx.op.Gather(x, starts[:, None] + np.arange(size), axis=dim)
+    order = [a for a in range(x.rank + 1) if a != dim + 1]
+    result: Value = ctx.op.Transpose(windows, perm=[*order, dim + 1])
+    return result
+
+
+@expand(f"{DOMAIN}::CDist")
+def pairwise_distance(ctx: Expansion) -> Value:
+    """Distances of the rows of two matrices."""
+    op, metric = ctx.op, ctx.attribute("metric", "sqeuclidean")
+    if metric not in ("euclidean", "sqeuclidean"):
+        raise RuleError(f"the metric {metric!r} has no expansion")
+    apart = op.Unsqueeze(ctx.x(0), [1]) - op.Unsqueeze(ctx.x(1), [0])
+    squares: Value = op.ReduceSum(apart * apart, [2], keepdims=0)
+    return op.Sqrt(squares) if metric == "euclidean" else squares
+
+
+@expand(f"{DOMAIN}::ConvTransposeWithDynamicPads")
+def conv_transpose_with_pads(ctx: Expansion) -> Value:
+    """ConvTranspose with pads from an input, which must be fixed."""
+    pads = ctx.constant(2)
+    if ctx.has(2) and pads is None:
+        raise RuleError("its pads come from a model input; fix that input to a constant: hold={name: array}")
+    bias = [ctx.x(3)] if ctx.has(3) else []
+    given = dict(ctx.node.attributes) | ({} if pads is None else {"pads": [int(p) for p in pads]})
+    result: Value = ctx.op.ConvTranspose(ctx.x(0), ctx.x(1), *bias, **given)
+    return result
+
+
+@expand(f"{DOMAIN}::ScaledSiLU")
+def scaled_silu(ctx: Expansion) -> Value:
+    """``z sigmoid(z)`` of ``z = scale x``."""
+    z = ctx.x() * (ctx.x(1) if ctx.has(1) else ctx.attribute("alpha", 1.0))
+    return z * ctx.op.Sigmoid(z)
 
 
 def _sum(ctx: Expansion, bias: int) -> Value:

@@ -7,8 +7,8 @@ multipliers of all gates, ``[T, G H]`` per pair of rows, would have to be kept f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Direction:
     peepholes : ``[3 H]``, of input, output and forget gate, or None.
     f, g, h : activations, the clipping of what they get included.
     coupled : whether the forget gate is one minus the input gate (`input_forget`).
+    rounded : what is done to a factor before it meets weights.
     """
 
     r: Value
@@ -37,6 +38,7 @@ class Direction:
     g: Activation
     h: Activation
     coupled: bool
+    rounded: Activation | None = None
 
     @property
     def hidden(self) -> int:
@@ -57,7 +59,7 @@ def lstm_cell(d: Direction, x: Value, states: list[Value]) -> list[Value]:
     """``c' = f c + i g``, ``h' = o h(c')``."""
     op, n = x.op, d.hidden
     h, c = states
-    gates = x + h @ d.r
+    gates = x + (h if d.rounded is None else d.rounded(h)) @ d.r
     if d.peepholes is None:
         iof, g = op.Split(gates, [3 * n, n], outputs=2, axis=-1)
         i, o, f = op.Split(d.f(iof), [n, n, n], outputs=3, axis=-1)
@@ -117,18 +119,31 @@ def gru(ctx: Expansion) -> list[Value]:
     return layer(ctx, gru_cell_linear_before_reset if after else gru_cell, 1, ["Sigmoid", "Tanh"])
 
 
-def layer(ctx: Expansion, cell: Cell, n_states: int, defaults: Sequence[str]) -> list[Value]:
-    """Both directions side by side: all hidden states ``[T, D, B, H]``, and the last of each state, ``[D, B, H]``."""
+def layer(
+    ctx: Expansion,
+    cell: Cell,
+    n_states: int,
+    defaults: Sequence[str],
+    weights: Mapping[int, Value] | None = None,
+    rounded: Activation | None = None,
+) -> list[Value]:
+    """Both directions side by side: all hidden states ``[T, D, B, H]``, and the last of each state, ``[D, B, H]``.
+
+    `weights` are taken for the inputs at these positions. Input and hidden states are `rounded` before they meet them.
+    """
     op, batch_first = ctx.op, bool(ctx.attribute("layout", 0))
     x = op.Transpose(ctx.x(), perm=[1, 0, 2]) if batch_first else ctx.x()
     direction = ctx.attribute("direction", "forward")
     backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
     activations = _activations(ctx, list(defaults) * len(backward))
+    x = x if rounded is None else rounded(x)
+    known = {i: ctx.x(i) for i in (1, 2)} | dict(weights or {})
     hidden, last = [], []
     for d, reverse in enumerate(backward):
         chosen = activations[d * len(defaults) : (d + 1) * len(defaults)]
         states = [_initial(ctx, 5 + k, d, x, batch_first) for k in range(n_states)]
-        ys, states = _run(ctx, cell, d, x, states, chosen, reverse)
+        direction, w, bias = _weights(ctx, cell, d, chosen, known)
+        ys, states = _run(ctx, cell, replace(direction, rounded=rounded), w, bias, x, states, reverse)
         hidden.append(op.Unsqueeze(ys, [1]))
         last.append([op.Unsqueeze(state, [0]) for state in states])
     y = op.Concat(*hidden, axis=1) if len(hidden) > 1 else hidden[0]
@@ -141,15 +156,15 @@ def layer(ctx: Expansion, cell: Cell, n_states: int, defaults: Sequence[str]) ->
 def _run(
     ctx: Expansion,
     cell: Cell,
-    d: int,
+    direction: Direction,
+    w: Value,
+    bias: Value | None,
     x: Value,
     states: list[Value],
-    activations: Sequence[Activation],
     reverse: bool,
 ) -> tuple[Value, list[Value]]:
-    """Direction `d` on ``x [T, B, I]``: hidden states ``[T, B, H]`` in the order of time, and the last states."""
+    """A direction on ``x [T, B, I]``: hidden states ``[T, B, H]`` in the order of time, and the last states."""
     op, (length, batch, _) = ctx.op, x.shape
-    direction, w, bias = _weights(ctx, cell, d, activations)
     mask = _mask(ctx, length, batch)
     sequences = [x] if mask is None else [x, mask]
 
@@ -167,7 +182,7 @@ def _run(
 
 
 def _weights(
-    ctx: Expansion, cell: Cell, d: int, activations: Sequence[Activation]
+    ctx: Expansion, cell: Cell, d: int, activations: Sequence[Activation], known: Mapping[int, Value]
 ) -> tuple[Direction, Value, Value | None]:
     """What direction `d` needs in the loop, and before it the input's weights ``[I, G H]`` and bias ``[G H]``."""
     op = ctx.op
@@ -175,7 +190,7 @@ def _weights(
     def of_direction(i: int) -> Value | None:
         return op.Gather(ctx.x(i), np.array(d), axis=0) if ctx.has(i) else None
 
-    w, r = (op.Transpose(op.Gather(ctx.x(i), np.array(d), axis=0), perm=[1, 0]) for i in (1, 2))
+    w, r = (op.Transpose(op.Gather(known[i], np.array(d), axis=0), perm=[1, 0]) for i in (1, 2))
     bias, r_bias, both = None, None, of_direction(3)
     if both is not None:
         bias, r_bias = op.Split(both, [w.shape[1]] * 2, outputs=2, axis=-1)
@@ -189,7 +204,7 @@ def _weights(
 def _initial(ctx: Expansion, i: int, d: int, x: Value, batch_first: bool) -> Value:
     """The initial state ``[B, H]`` of direction `d`, zeros where it is absent."""
     if not ctx.has(i):
-        return ctx.op.zeros((x.shape[1], ctx.shape(2)[2]), x.dtype)
+        return ctx.op.zeros((x.shape[1], ctx.attribute("hidden_size")), x.dtype)
     return ctx.op.Gather(ctx.x(i), np.array(d), axis=1 if batch_first else 0)
 
 
