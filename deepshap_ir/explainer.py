@@ -12,6 +12,7 @@ import numpy as np
 
 from deepshap_ir import saving
 from deepshap_ir.converters.registry import Conversion, Settings, find
+from deepshap_ir.custom_ops import CustomOp, CustomOps
 from deepshap_ir.engine.attribution import Attributions, Layout
 from deepshap_ir.engine.evaluator import Evaluator
 from deepshap_ir.engine.memory import available_memory, number_of_bytes
@@ -72,6 +73,9 @@ class DeepExplainer:
         How many; by default as many as there are cores. Pieces of the work run side by side, each on one thread.
     options
         Choices among rules: ``{"max_pooling": "shapley"}``.
+    custom_ops
+        Kernels of operators that onnxruntime does not have: paths of libraries with custom operators, and classes
+        derived from `onnx.reference.op_run.OpRun`, for the reference backend.
 
     Raises
     ------
@@ -104,6 +108,7 @@ class DeepExplainer:
         progress: bool | None = None,
         threads: int | None = None,
         options: Mapping[str, Any] | None = None,
+        custom_ops: Sequence[CustomOp] = (),
     ) -> None:
         if backend not in ("onnxruntime", "reference"):
             raise InputError(f"backend={backend!r}: choose 'onnxruntime' or 'reference'")
@@ -133,6 +138,7 @@ class DeepExplainer:
             threads=threads,
             memory_limit=available_memory() // 4 if memory_limit is None else number_of_bytes(memory_limit),
             progress=progress,
+            custom_ops=CustomOps.of(custom_ops),
         )
         self._source = saving.Source.of(model)
         self._expected: Array | None = None

@@ -15,6 +15,7 @@ are those of one example. A multiplier may have the shape of the input or the on
 """
 
 from deepshap_ir.engine.context import Context, Expansion, Parts
+from deepshap_ir.engine.declared import takes_batches
 from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.registry import RuleSet, expand, rule
 from deepshap_ir.engine.resizing import resized_axes
@@ -41,4 +42,5 @@ __all__ = [
     "named_rules",
     "resized_axes",
     "rule",
+    "takes_batches",
 ]

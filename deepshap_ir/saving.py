@@ -35,7 +35,7 @@ FORMAT = 1
 APART = 1 << 12
 """Tensors from this many bytes on are in ``weights.bin``."""
 
-CHANGEABLE = ("backend", "providers", "precision", "memory_limit", "progress", "threads", "options")
+CHANGEABLE = ("backend", "providers", "precision", "memory_limit", "progress", "threads", "options", "custom_ops")
 """Settings that say how an explainer runs, not what it explains."""
 
 File = str | os.PathLike[str] | BinaryIO

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from deepshap_ir.converters.registry import Conversion, Settings, convert
+from deepshap_ir.custom_ops import CustomOps
 from deepshap_ir.engine.attribution import Attributions, Layout, gather
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.engine.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.engine.evaluator import Evaluator, Rows
 from deepshap_ir.engine.expand import expand_graph
+from deepshap_ir.engine.expansion_kernels import expansion_functions
 from deepshap_ir.engine.memory import available_memory
 from deepshap_ir.engine.program import build_plan
 from deepshap_ir.engine.recurrence import in_bodies
@@ -45,6 +47,7 @@ class Setup:
     settings : what a converter may have to know.
     logits : explain the value before the last Softmax or Sigmoid.
     own_references : each sample has references of its own.
+    custom_ops : kernels of the user's own operators.
     memory_limit : bytes; None for a quarter of what is available.
     """
 
@@ -59,12 +62,13 @@ class Setup:
     threads: int | None
     memory_limit: int
     progress: bool | None
+    custom_ops: CustomOps = field(default_factory=CustomOps)
 
     def made_backend(self) -> Backend:
         """What runs the programs."""
         if self.backend == "reference" or self.precision == "float64":
-            return Reference()
-        return OnnxRuntime(self.providers, self.threads)
+            return Reference(self.custom_ops.functions)
+        return OnnxRuntime(self.providers, self.threads, self.custom_ops)
 
 
 @dataclass(frozen=True)
@@ -110,17 +114,18 @@ class Specialisation:
         self.setup = setup
         self.conversion = model if isinstance(model, Conversion) else convert(model, data, setup.settings)
         self.at = self.conversion.at or setup.settings.at
-        imported = import_model(
-            self.conversion.model,
-            self.conversion.data(data, what),
-            what=what,
-            output=self.conversion.output,
-            inputs=setup.inputs,
-            hold=self.conversion.hold,
-            keep=self.at,
-            batch_axes=setup.settings.batch_axes,
-            rewrite=lambda graph, protected: rewrite(graph, protected, setup.resolver),
-        )
+        with setup.custom_ops.with_functions(expansion_functions(setup.resolver)).known():
+            imported = import_model(
+                self.conversion.model,
+                self.conversion.data(data, what),
+                what=what,
+                output=self.conversion.output,
+                inputs=setup.inputs,
+                hold=self.conversion.hold,
+                keep=self.at,
+                batch_axes=setup.settings.batch_axes,
+                rewrite=lambda graph, protected: rewrite(graph, protected, setup.resolver),
+            )
         if setup.logits:
             graph = before_squashing(imported.graph)
             imported = replace(imported, graph=graph, output=graph.outputs[0])
@@ -317,7 +322,8 @@ class Specialisation:
         shared = {name for name in shared if self.graph.batch_axes[name] is None}
         one = {name: a if name in shared else a[row : row + 1] for name, a in samples.items()}
         own = references(row) if callable(references) else references
-        raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, own, row))
+        with self.setup.custom_ops.known():
+            raise NonFiniteError(first_non_finite(self.graph, self._plan_arguments(), one, own, row))
 
 
 @dataclass

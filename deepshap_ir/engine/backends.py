@@ -10,6 +10,7 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from deepshap_ir.custom_ops import CustomOps
 from deepshap_ir.engine.pieces import available_cores
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
@@ -48,7 +49,12 @@ class Backend(Protocol):
 class OnnxRuntime:
     """The default backend."""
 
-    def __init__(self, providers: Sequence[Any] | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        providers: Sequence[Any] | None = None,
+        threads: int | None = None,
+        custom_ops: CustomOps = CustomOps(),  # noqa: B008  (frozen)
+    ) -> None:
         available = onnxruntime.get_available_providers()
         wanted = list(providers) if providers else ["CPUExecutionProvider"]
         missing = [p for p in wanted if (p if isinstance(p, str) else p[0]) not in available]
@@ -60,14 +66,14 @@ class OnnxRuntime:
         self.providers = wanted
         names = [p if isinstance(p, str) else p[0] for p in wanted]
         self.cores = (threads or available_cores()) if names == ["CPUExecutionProvider"] else 1
-        self.threads = threads
+        self.threads, self.custom_ops = threads, custom_ops
         self._weights: dict[int, tuple[Array, onnxruntime.OrtValue]] = {}
         self._shrink = onnxruntime.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def load(self, model: ModelProto, weights: Mapping[str, Array], alone: bool = True) -> onnxruntime.InferenceSession:
         """A session, which reads the weights where they are; ModelError where onnxruntime has no kernel for it."""
-        options = onnxruntime.SessionOptions()
+        options = self.custom_ops.options()
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         if self.threads or not alone:

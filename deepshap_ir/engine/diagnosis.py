@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deepshap_ir.custom_ops import known_custom_ops
 from deepshap_ir.engine.backends import Reference
 from deepshap_ir.engine.program import build_plan
 from deepshap_ir.engine.registry import Resolver
@@ -109,7 +110,7 @@ def _infinite_multiplier(
     plan = build_plan(graph, **arguments, everywhere=True)
     for j in range(len(next(iter(references.values())))):
         rows = {name: a[j : j + 1] for name, a in references.items()}
-        for (_, name), m in _multipliers(plan, Reference(), sample, rows, graph).items():
+        for (_, name), m in _multipliers(plan, Reference(known_custom_ops().functions), sample, rows, graph).items():
             if not np.isfinite(m).all():
                 consumers = [node for node in graph.nodes if name in node.reads]
                 return f"value {name!r}, from the rule at {consumers[0]}" if consumers else f"the output {name!r}", j

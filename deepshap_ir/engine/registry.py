@@ -272,10 +272,21 @@ class Resolver:
                 return s.expansions[node.operator]
         return None
 
+    def own_expansions(self) -> dict[str, ExpandFunction]:
+        """The expansions that users gave, to this explainer or to all, of operators outside the standard."""
+        found = {k: f for k, f in BUILT_IN.expansions.items() if not _is_ours(f)}
+        for s in reversed(self.given):
+            found |= s.expansions
+        return {operator: function for operator, function in found.items() if "::" in operator}
+
     def is_called(self, node: Node) -> bool:
         """Whether a user's rule or expansion speaks of `node`, the call of a function of the model."""
         functions: list[Any] = [r.function for r in BUILT_IN.rules.get(node.operator, ())]
         functions += [BUILT_IN.expansions[node.operator]] if node.operator in BUILT_IN.expansions else []
-        modules = [getattr(function, "__module__", None) or "" for function in functions]
-        registered = any(not name.startswith("deepshap_ir.rules.") for name in modules)
+        registered = any(not _is_ours(function) for function in functions)
         return registered or self.is_own(node) or any(node.operator in s.expansions for s in self.given)
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether a rule or an expansion is a built-in one."""
+    return (getattr(function, "__module__", None) or "").startswith("deepshap_ir.rules.")

@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from deepshap_ir.custom_ops import known_custom_ops
 from deepshap_ir.errors import ModelError
 from deepshap_ir.reference.operators import REPAIRED
 
@@ -70,7 +71,7 @@ _ORT_ERRORS = _ort_errors()
 
 def _session(model: ModelProto) -> onnxruntime.InferenceSession:
     """Open a session without graph optimisations, through a file where the model is over 2 GiB."""
-    options = onnxruntime.SessionOptions()
+    options = known_custom_ops().options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     providers = ["CPUExecutionProvider"]
@@ -93,6 +94,13 @@ def one_line(error: BaseException) -> str:
     text = _CODE.sub("", " ".join(str(error).split()))
     text = _LOCATION.sub("", text)
     return text if len(text) <= 600 else f"{text[:600]} ..."
+
+
+def _without_kernel(message: str) -> str:
+    """What to do about an operator that onnxruntime does not know."""
+    if not re.search(r"is not a registered function/op|No Op registered for|No opset import for domain", message):
+        return ""
+    return ". An operator of your own needs a kernel or an expansion: custom_ops=[...] (see rules/README.md)"
 
 
 class Runner:
@@ -130,11 +138,11 @@ class Runner:
     def _to_reference(self, does: str, first: Exception) -> None:
         """Go on with ``onnx.reference``, where onnxruntime failed with `first`."""
         try:
-            self._evaluator = ReferenceEvaluator(self._model, new_ops=REPAIRED)
+            self._evaluator = ReferenceEvaluator(self._model, new_ops=[*known_custom_ops().functions, *REPAIRED])
         except Exception as second:  # its loader raises bare exceptions of many classes
             raise ModelError(
                 f"{self.what} {does} neither in onnxruntime ({one_line(first)}) "
-                f"nor in onnx.reference ({one_line(second)})"
+                f"nor in onnx.reference ({one_line(second)}){_without_kernel(str(first))}"
             ) from None
         self._session = None
 
