@@ -20,6 +20,7 @@ BUILT_IN = {
     "keras_files": "deepshap_ir.converters.keras_files",
     "tensorflow": "deepshap_ir.converters.tensorflow",
     "pytorch": "deepshap_ir.converters.pytorch",
+    "scikit-learn": "deepshap_ir.converters.scikit_learn",
     "onnx": "deepshap_ir.converters.onnx_file",
 }
 """Name -> module, in the order in which they are asked; the file is last, as it takes any path."""

@@ -197,7 +197,10 @@ def array_feature_extractor(ctx: Expansion) -> Value:
     """Elements of the last axis."""
     indices = ctx.constant(1)
     if indices is None:
-        raise RuleError(f"{ctx.node}: its indices are computed from a model input; only fixed indices are supported")
+        raise RuleError(
+            f"{ctx.node}: its indices are computed from a model input, as where the nearest rows or a weighted median "
+            f"are looked up; only fixed indices are supported"
+        )
     return as_output(ctx, ctx.op.Gather(ctx.x(), ctx.op.constant(indices.reshape(-1)), axis=-1))
 
 

@@ -38,7 +38,8 @@ def one_hot(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     if ctx.varies(0):
         step = op.cast(_last(ctx.mid_x(2), 1) - _last(ctx.mid_x(2), 0), m[0].dtype)
         phi = op.ReduceSum(m[0] * (e - e0), [axis], keepdims=0) * step
-        result[0] = quotient(op.cast(phi, ctx.dtype), ctx.delta_x(0))
+        delta = ctx.delta_x(0)
+        result[0] = quotient(op.cast(phi, delta.dtype), delta)
     if ctx.varies(2):
         on = op.ReduceSum(m[0] * mid, keepdims=0)
         off = op.ReduceSum(m[0], keepdims=0) - on

@@ -49,7 +49,7 @@ def cast(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     """
     op, x, y = ctx.op, ctx.x(), ctx.y()
     rest = [op.zeros(ctx.shape(1))] if ctx.varies(1) else [None] * (ctx.n_inputs - 1)
-    passed = op.cast(m[0], x.dtype if x.is_float else ctx.dtype)
+    passed = op.cast(m[0], x.dtype if x.is_float else ctx.op.dtype)
     if y.is_float or np.can_cast(x.dtype, y.dtype):
         return [passed, *rest]
     dx = ctx.delta_x()

@@ -27,6 +27,7 @@ OPTIONAL = {
     "pandas",
     "pyarrow",
     "shap",
+    "skl2onnx",
     "sklearn",
     "tensorflow",
     "tf2onnx",

@@ -27,6 +27,10 @@ MISSING = 1.0907e10
 """What NaN counts as in a delta, so that a contribution of it has a multiplier: far from all numbers in practice."""
 
 
+ELEMENT_BY_ELEMENT = frozenset(["Abs", "Add", "Cast", "Clip", "Div", "Exp", "Log", "Mul", "Neg", "Pow", "Sqrt", "Sub"])
+"""Operators that may stand before those, and hand NaN on."""
+
+
 def without_nan(x: Value) -> Value:
     """`x` with `MISSING` for NaN."""
     return x.op.Where(x.op.IsNaN(x), x.op.constant(MISSING, x.dtype), x)
@@ -74,8 +78,9 @@ class _NodeView:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The floating-point dtype of the program."""
-        return self.op.dtype
+        """The dtype of the node's floating-point values; where it has none, of the program, which may mix them."""
+        dtypes = (self.graph.dtypes.get(name) for name in (*self.node.outputs, *self.node.inputs))
+        return next((dtype for dtype in dtypes if dtype is not None and dtype.kind == "f"), self.op.dtype)
 
     @property
     def n_inputs(self) -> int:
@@ -101,7 +106,13 @@ class Context(_NodeView):
 
     Every value is for one example. Sample values are ``x(i)``, ``y(j)``; reference values ``x0(i)``, ``y0(j)``. An
     input that does not vary has ``x(i) is x0(i)``.
+
+    Attributes
+    ----------
+    hands_nan_on : whether the node does something to each element before an operator that is made for NaN.
     """
+
+    hands_nan_on = False
 
     def __init__(
         self,
@@ -180,13 +191,16 @@ class Context(_NodeView):
     def delta_x(self, i: int = 0) -> Value:
         """``x(i) - x0(i)``, as floating-point numbers; NaN counts as `MISSING` where the operator is made for it."""
         x, x0 = self.as_float(self.x(i)), self.as_float(self.x0(i))
-        if self.node.operator in MADE_FOR_NAN:
+        if self.hands_nan_on or self.node.operator in MADE_FOR_NAN:
             x, x0 = without_nan(x), without_nan(x0)
         return self.op.Sub(x, x0)
 
     def delta_y(self, j: int = 0) -> Value:
-        """``y(j) - y0(j)``, as floating-point numbers."""
-        return self.op.Sub(self.as_float(self.y(j)), self.as_float(self.y0(j)))
+        """``y(j) - y0(j)``, as floating-point numbers; NaN counts as `MISSING` where the node hands it on."""
+        y, y0 = self.as_float(self.y(j)), self.as_float(self.y0(j))
+        if self.hands_nan_on:
+            y, y0 = without_nan(y), without_nan(y0)
+        return self.op.Sub(y, y0)
 
     def mid_x(self, i: int = 0) -> Value:
         """``(x(i) + x0(i)) / 2``; ``x(i)`` where it does not vary. Halved per row: only the sum is per pair."""

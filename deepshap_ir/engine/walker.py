@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deepshap_ir.engine.context import Context, Parts, parts_by_sign
+from deepshap_ir.engine.context import (
+    ELEMENT_BY_ELEMENT,
+    MADE_FOR_NAN,
+    Context,
+    Parts,
+    parts_by_sign,
+)
 from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.recurrence import affected, affected_outputs, is_loop
 from deepshap_ir.engine.registry import Resolver, Rule
@@ -69,6 +75,8 @@ class Walker:
         parts: dict[str, list[Value | Parts]] = {name: [value] for name, value in seeds.items()}
         total: dict[str, Value | Parts] = {}
         split = self._split(graph, known, leaves)
+        made_for_nan = [name for node in graph.nodes if node.operator in MADE_FOR_NAN for name in node.inputs]
+        may_be_nan = graph.upstream(made_for_nan)
 
         def multiplier(name: str) -> Value | Parts | None:
             if name not in total and name in parts:
@@ -85,6 +93,7 @@ class Walker:
             if all(m is None for m in ms) or not any(pair and pair[0] is not pair[1] for pair in inputs):
                 continue
             context = self.context(node, graph, known, split)
+            context.hands_nan_on = node.operator in ELEMENT_BY_ELEMENT and node.outputs[0] in may_be_nan
             for name, value in zip(node.inputs, self.apply(context, ms), strict=True):
                 if value is not None:
                     parts.setdefault(name, []).append(value)
@@ -165,6 +174,10 @@ class Walker:
         finally:
             self._depth -= 1
         result = [self._checked(context, i, m, place) for i, m in enumerate(_listed(context, answer, place))]
+        if context.hands_nan_on:
+            result = [
+                m if not isinstance(m, Value) else self._at_nan(context, i, m, ms[0]) for i, m in enumerate(result)
+            ]
         if self.ledger is not None and self._depth == 0:
             self.ledger.append((node, self._residual(context, rule, ms, result)))
         return result
@@ -182,12 +195,26 @@ class Walker:
             raise RuleError(f"{place} gives a {type(m).__name__} for input {i}, not a Value")
         x = context.x(i)
         dtype = x.dtype if x.is_float else self.op.dtype
+        if not x.is_float and m.is_float:
+            m = self.op.cast(m, dtype)  # in a program of float32 and float64, a rule cannot know which
         if m.dtype != dtype:
             raise RuleError(f"{place} gives a multiplier of dtype {m.dtype} for input {i}, expected {dtype}")
         fitted = fit(self.op, m, x.shape)
         if fitted is None:
             raise RuleError(f"{place} gives a multiplier of shape {m.shape} for input {i} of shape {x.shape}")
         return fitted
+
+    def _at_nan(self, context: Context, i: int, m: Value, above: Value | Parts | None) -> Value:
+        """The multiplier of an element, the secant of what NaN counts as where it is NaN."""
+        op, x, x0 = self.op, context.x(i), context.x0(i)
+        if not x.is_float or x.shape != context.y().shape or not isinstance(above, Value):
+            return m
+        delta = context.delta_x(i)
+        still = op.Equal(delta, 0.0)
+        moved = op.Where(still, op.constant(1.0, delta.dtype), delta)
+        secant = op.cast(above, m.dtype) * op.cast(context.delta_y(), m.dtype) / moved
+        secant = op.Where(still, op.constant(0.0, m.dtype), secant)
+        return op.Where(op.Or(op.IsNaN(x), op.IsNaN(x0)), secant, m)
 
     def _residual(
         self, context: Context, rule: Rule, ms: Sequence[Value | Parts | None], result: Sequence[Value | Parts | None]
