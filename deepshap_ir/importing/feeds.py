@@ -66,7 +66,9 @@ def columns(data: Any) -> tuple[Any, ...] | None:
 
 
 def by_name(data: Any, names: Sequence[str], what: str = "background") -> dict[str, Any]:
-    """Return data given as an array, a list of arrays or a mapping as input name -> array.
+    """Return data given as an array, a list of arrays, a mapping or a DataFrame as input name -> array.
+
+    A DataFrame beside several inputs has a column for each of them.
 
     Parameters
     ----------
@@ -79,6 +81,9 @@ def by_name(data: Any, names: Sequence[str], what: str = "background") -> dict[s
     """
     if isinstance(data, Mapping) and not hasattr(data, "__array__"):
         return {str(name): value for name, value in data.items()}
+    labels = columns(data)
+    if labels is not None and len(names) > 1 and any(name in labels for name in names):
+        return {str(label): data[[label]] for label in labels}
     arrays = list(data) if is_list(data) else [data]
     if len(arrays) != len(names):
         raise InputError(
@@ -98,11 +103,14 @@ def read(value: Any, spec: InputSpec, what: str = "background") -> Array:
     InputError : the dtype or the shape does not fit.
     NonFiniteError : NaN or infinity, at which row.
     """
+    value = _matched(value, spec, what)
     try:
-        array = as_array(_matched(value, spec, what))
+        array = as_array(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{what} of input {spec.name!r} is no array: {error}") from None
     where = f"{what} of input {spec.name!r}"
+    if columns(value) and array.ndim == 2 and array.shape[1] == 1 and len(spec.shape or (0, 0)) == 1:
+        array = array[:, 0]  # of one column, for an input without an axis for it
     array = _cast(array, spec.dtype, where)
     _check_shape(array, spec, where)
     if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
