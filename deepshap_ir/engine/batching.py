@@ -254,13 +254,11 @@ def pad(low: Lowering, step: Step) -> None:
 
 @batching("Slice")
 def slice_(low: Lowering, step: Step) -> None:
-    """Axes counted from the end."""
-    x, starts, axes = operand(step), constant(step, 1), constant(step, 3)
-    assert starts is not None
-    places = range(len(starts)) if axes is None else axes.tolist()
-    names = [low.name(v) for v in step.inputs]
-    names[3:4] = [low.integers([negative(int(a), x.rank) for a in places])]
-    low.plain(step, names)
+    """Axes counted from the end; all numbers in one type, as the standard wants them and files of int32 do."""
+    x = operand(step)
+    starts, ends, axes, steps = ([] if (a := constant(step, i)) is None else a.tolist() for i in range(1, 5))
+    places = [negative(int(a), x.rank) for a in axes or range(len(starts))]
+    low.plain(step, [low.name(x), *(low.integers(v) for v in (starts, ends, places, steps or [1] * len(starts)))])
 
 
 @batching("CumSum", "CumProd")

@@ -16,7 +16,6 @@ from deepshap_ir.graph import Graph
 from deepshap_ir.importing.control_flow import settle
 from deepshap_ir.importing.dependence import Dependence, Refusal, dependence, operator, standing
 from deepshap_ir.importing.feeds import Array, InputSpec, by_name, read, rows, suggest, take
-from deepshap_ir.importing.half import has_half
 from deepshap_ir.importing.interface import Interface, cut, fed_specs, inside_dtypes, value_info
 from deepshap_ir.importing.load import load_model
 from deepshap_ir.importing.loop_bodies import import_bodies
@@ -24,7 +23,7 @@ from deepshap_ir.importing.normalise import normalise
 from deepshap_ir.importing.prune import prune
 from deepshap_ir.importing.sequences import resolve_sequences
 from deepshap_ir.importing.trace import build_graph, tidy, trace
-from deepshap_ir.importing.verify import HALF_TOLERANCE, ROWS, TOLERANCE, Original, verify
+from deepshap_ir.importing.verify import ROWS, Original, tolerance, verify
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -196,8 +195,9 @@ def import_model(
     )
     graph = import_bodies(graph, values, model, lambda body: _changed(body, PASSES, frozenset()))
     protected = frozenset({face.output, *face.keep, *face.held_inside})
-    graph = tidy(_changed(graph, [*PASSES, *([rewrite] if rewrite else [])], protected))
-    warnings = verify(graph, _original(original, face, specs), arrays, count, 2 if slow else ROWS)
+    plain = tidy(_changed(graph, PASSES, protected))
+    graph = tidy(rewrite(plain, protected)) if rewrite else plain
+    warnings = verify(graph, _original(original, face, specs), arrays, count, 2 if slow else ROWS, plain)
     return Imported(
         graph=graph,
         model=model,
@@ -261,5 +261,5 @@ def _original(original: ModelProto, face: Interface, specs: Sequence[InputSpec])
         fixed=face.constants,
         fixed_axes=face.constant_axes(),
         batch=face.declared_batch(),
-        tolerance=HALF_TOLERANCE if has_half(original) else TOLERANCE,
+        tolerance=tolerance(original),
     )

@@ -21,6 +21,7 @@ from onnx.reference.op_run import OpRun
 from deepshap_ir.graph import Array
 from deepshap_ir.reference.recurrent import RECURRENT
 from deepshap_ir.reference.sampling import SAMPLING
+from deepshap_ir.reference.spectral import STFT
 
 Sizes = Sequence[int]
 """One number per spatial dimension."""
@@ -397,5 +398,6 @@ REPAIRED: list[type[OpRun]] = [
     ScatterElements,
     *RECURRENT,
     *SAMPLING,
+    STFT,
 ]
 """Given to every `onnx.reference.ReferenceEvaluator` (`new_ops`)."""

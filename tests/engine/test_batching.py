@@ -397,6 +397,7 @@ MOVEMENT_CASES = [
     Case("Slice", (x(4, 5), ints(1, 0), ints(4, 9), ints(-1, 0))),
     Case("Slice", (x(4, 5), ints(1), ints(4), None, ints(2))),
     Case("Slice", (x(4, 5), ints(2), ints(2), ints(1))),
+    Case("Slice", (x(4, 5), *(ints(a).astype(np.int32) for a in (1, 3, 0)))),
 ]
 
 OWN_BATCH_CASES = [

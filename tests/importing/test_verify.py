@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing import importer
-from deepshap_ir.importing.importer import import_model
+from deepshap_ir.importing.importer import Pass, import_model
+from deepshap_ir.specialisation import rewrite
 from tests.onnx_text import data, parsed
 
 
@@ -107,3 +109,43 @@ def test_a_squeeze_that_takes_the_batch_away_at_one_row() -> None:
     model = parsed("{ s = ReduceSum <keepdims = 1> (x, one) \n y = Squeeze(s) }", "(float[N,4] x) => (float[M] y)")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
     assert import_model(model, data(3, 4)).graph.shapes["y"] == ()
+
+
+def test_kernels_that_round_are_not_the_program_s_fault() -> None:
+    """onnxruntime's STFT of 400 numbers loses four digits, which the logarithm of a faint band shows."""
+    t = np.arange(800) / 16000
+    model = parsed(
+        "<int64 step = {160}> { s = STFT(x, step, window) \n p = ReduceSumSquare <axes = [-1], keepdims = 0> (s) \n "
+        "m = Add(p, least) \n y = Log(m) }",
+        "(float[N,800] x) => (float[N,M,201] y)",
+        version=17,
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.hanning(400).astype(np.float32), "window"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-4, np.float32), "least"))
+    background = np.stack([np.sin(2 * np.pi * f * t) + 1e-4 * np.cos(9 * f * t) for f in (200, 330)])
+    resolver = Resolver()
+    imported = import_model(model, background, rewrite=lambda graph, keep: rewrite(graph, keep, resolver))
+    assert "as its kernels round" in imported.warnings[0]
+
+
+def test_dynamic_quantisation_reads_the_whole_batch() -> None:
+    model = parsed(
+        "<float a = {30}> { q, s, z = DynamicQuantizeLinear(x) \n d = DequantizeLinear(q, s, z) \n m = Mul(d, a) \n "
+        "y = Sigmoid(m) }",
+    )
+    background = np.array([[0.1, 0.2, 0.3, 0.7], [10.0, -50.0, 1.0, 2.0]])
+    (warning,) = import_model(model, background).warnings
+    assert "takes the range of a number from all rows of a batch" in warning
+
+
+def test_a_step_of_a_quantised_file_is_allowed_but_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(by: float) -> Pass:
+        return lambda graph, _: replace(graph, constants=graph.constants | {"c": graph.constants["c"] + np.float32(by)})
+
+    text = "<float s = {0.01}, uint8 z = {0}, float[4] c = {1, 1, 1, 1}> { h = Add(x, c) \n "
+    model = parsed(text + "q = QuantizeLinear(h, s, z) \n y = DequantizeLinear(q, s, z) }")
+    monkeypatch.setattr(importer, "PASSES", [])
+    background = np.array([[0.0, 0.2, 0.4, 0.8]])
+    import_model(model, background, rewrite=shifted(0.01))
+    with pytest.raises(ModelError, match="not the model"):
+        import_model(model, background, rewrite=shifted(0.3))

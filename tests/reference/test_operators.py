@@ -135,3 +135,11 @@ def test_log_softmax_far_below(axis: int) -> None:
     ours, theirs = both("LogSoftmax", [numbers(3, 5) * 200], {"axis": axis})
     assert np.isfinite(ours[0]).all()
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 30), (2, 30, 1), (1, 30, 2)])
+def test_stft(shape: tuple[int, ...]) -> None:
+    window = RNG.uniform(size=8).astype(np.float32)
+    inputs = [numbers(*shape), np.array(3, np.int64), window]
+    ours, theirs = both("STFT", inputs, {"onesided": int(shape[-1] != 2)})
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-4)
