@@ -75,6 +75,17 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
             f"{title(model)} runs on Keras's backend {kind!r}; only 'tensorflow' and 'torch' can be explained: save "
             f"the model, set KERAS_BACKEND=tensorflow, and load it."
         )
+    stateful = next((layer.name for layer in layers(model) if getattr(layer, "stateful", False) is True), None)
+    if stateful is not None:
+        raise InputError(
+            f"{title(model)} is stateful ({stateful!r}): what it returns depends on the calls before. Make a copy with "
+            f"stateful=False and the same weights."
+        )
+    if any(str(getattr(v.dtype, "name", v.dtype)) == "bfloat16" for v in model.variables):
+        raise InputError(
+            f"{title(model)} keeps weights in bfloat16, which its exporter does not write: make a copy in float32 with "
+            f"the same weights."
+        )
     observed = (_with_torch if kind == "torch" else _with_tensorflow)(call, axes, layer, rows, settings.output)
     shapes = tuple((name, str(a.dtype), axes[name], _features(a, axes[name])) for name, a in rows.items())
     key = (state(model), shapes, settings.output, id(layer) if layer is not None else None, names, id(owner))

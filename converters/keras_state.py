@@ -78,7 +78,7 @@ def state(model: Any) -> Hashable:
     """Return what a model computes with: the content of its weights, and plain attributes of its layers."""
     plain = (bool, int, float, str, bytes, type(None))
     attributes = tuple(
-        (id(layer), *((key, held) for key, held in vars(layer).items() if isinstance(held, plain)))
+        (id(layer), *((key, held) for key, held in vars(layer).items() if isinstance(held, plain) and key != "_called"))
         for layer in layers(model)
     )
     functions = tuple(id(held) for layer in layers(model) for held in vars(layer).values() if callable(held))

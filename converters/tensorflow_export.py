@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from deepshap_ir.converters.outputs import choose
 from deepshap_ir.converters.tensorflow_graph import MARK, Frozen, quiet, to_onnx
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.dependence import dependence
-from deepshap_ir.importing.feeds import Array, as_array
+from deepshap_ir.importing.feeds import Array, InputSpec, as_array, take
 from deepshap_ir.importing.runner import one_line
 
 
@@ -62,7 +63,7 @@ class Subject:
             raise
         except Exception as error:  # whatever the model's own code raises
             shapes = ", ".join(f"{name} {list(a.shape)} of {a.dtype}" for name, a in arrays.items())
-            raise InputError(f"{self.title} fails on rows of the background ({shapes}): {one_line(error)}") from error
+            raise InputError(f"{self.title} fails on rows of the background ({shapes}): {_plain(error)}") from error
 
     def observe(self, rows: Mapping[str, Array], output: str | int | None, layer: str | None = None) -> Observed:
         """Call the model once to learn what it returns, and choose the explained output.
@@ -71,11 +72,24 @@ class Subject:
         ------
         InputError : the model fails, there is no such output, or the layer is not used.
         """
-        found, kept = self.evaluated(rows)
+        single = False
+        try:
+            found, kept = self.evaluated(rows)
+        except InputError as error:
+            try:
+                found, kept = self.evaluated(self.first(rows))
+            except InputError:
+                raise error from None
+            single = True
         if layer is not None and not kept:
             raise InputError(f"{self.title} gives no tensor to the layer {layer}, or does not call it.")
         chosen = choose(found, output, _is_float, self.title)
-        return Observed(self, chosen, len(kept), output if output not in found else None)
+        return Observed(self, chosen, len(kept), output if output not in found else None, single)
+
+    def first(self, rows: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the first of some rows."""
+        specs = [InputSpec(name, a.dtype, batch_axis=self.axes[name]) for name, a in rows.items()]
+        return take(rows, specs, [0])
 
 
 @dataclass(frozen=True)
@@ -96,12 +110,14 @@ class Observed:
     chosen : the outputs that are exported, by the model's names.
     kept : how many inputs of the layer are.
     inside : a name that is no output of the model, left for the importer to find.
+    single : whether the model takes one row alone.
     """
 
     subject: Subject
     chosen: Sequence[str]
     kept: int
     inside: str | int | None
+    single: bool
 
     @property
     def outputs(self) -> list[str]:
@@ -130,7 +146,7 @@ class Observed:
 
         subject = self.subject
         failures: list[Exception] = []
-        for free in (True, False):
+        for free in (False,) if self.single else (True, False):
             specs = [self._spec(name, rows[name], free) for name in subject.names]
             try:
                 with subject.guard(), subject.exporting(), quiet():
@@ -143,7 +159,7 @@ class Observed:
                 continue
             shapes = [spec.shape.as_list() for spec in specs]
             return self._finished(to_onnx(frozen, subject.names, self.outputs, shapes, subject.title))
-        raise ModelError(f"TensorFlow cannot trace {subject.title}: {one_line(failures[0])}") from failures[0]
+        raise ModelError(f"TensorFlow cannot trace {subject.title}: {_plain(failures[0])}") from failures[0]
 
     def _spec(self, name: str, array: Array, free: bool) -> Any:
         import tensorflow as tf
@@ -184,6 +200,11 @@ class Observed:
             raise InputError("the inputs of the layer do not depend on the data.")
         output = self.outputs[0] if self.inside is None or len(self.chosen) == 1 else self.inside
         return Exported(model, output, tuple(places))
+
+
+def _plain(error: Exception) -> str:
+    """Return the message of an error of Keras, which is set in bold, on one line."""
+    return one_line(Exception(re.sub(r"\x1b\[\d*m", "", str(error))))
 
 
 def _is_float(tensor: Any) -> bool:
