@@ -46,6 +46,8 @@ class DeepExplainer:
         Of TensorFlow 1 graphs; must be None for ONNX models.
     output
         Name or index of the explained output, or the name of any value of the graph. None: the only float output.
+    logits
+        Explain the value before the Softmax, LogSoftmax or Sigmoid in which the output ends, in the output's shape.
     inputs
         Names of the values that are fed and explained, model inputs or values in the middle of the graph. Model inputs
         left out are held: they take the sample's own value in both passes.
@@ -118,7 +120,7 @@ class DeepExplainer:
             raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
         if isinstance(inputs, str):
             raise InputError(f"inputs: expected a list of names, given the text {inputs!r}; write [{inputs!r}].")
-        self.model = model
+        self.model = model.model if isinstance(model, Conversion) else model
         self.data = data
         places = tuple([at] if isinstance(at, str) else at or ())
         settings = Settings(output, places, hold, batch_axes or {}, session, learning_phase_flags)
@@ -299,8 +301,8 @@ class DeepExplainer:
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the explainer to one file, whole or not at all, from which `load` makes it without any framework.
 
-        The file is a zip archive of the ONNX model, the background and the settings. Rules of your own, and a function
-        in place of a background, are not in it: give them again on `load`.
+        The file is a zip archive of the ONNX model, the background and the settings. Rules other than names of rule
+        sets, and a function in place of a background are not in it: give them again on `load`.
 
         Parameters
         ----------
@@ -412,7 +414,7 @@ class DeepExplainer:
         """What `save` writes."""
         program, setup = self._latest, self._setup
         conversion, imported = program.conversion, program.imported
-        hold = conversion.hold
+        hold, named = conversion.hold, saving.by_name(self._rules)
         return saving.Contents(
             model=self._source.loaded(conversion.model),
             settings={
@@ -424,6 +426,7 @@ class DeepExplainer:
                     else list(hold),
                     "constants": conversion.constants,
                 },
+                "rules": named,
                 "logits": setup.logits,
                 "inputs": setup.inputs,
                 "batch_axes": setup.settings.batch_axes,
@@ -437,7 +440,7 @@ class DeepExplainer:
             },
             background=None if callable(self.data) else imported.background,
             columns={spec.name: spec.columns for spec in imported.specs if spec.columns is not None},
-            own_rules=saving.described(rule_sets(self._rules)),
+            own_rules=[] if named is not None else saving.described(rule_sets(self._rules)),
         )
 
 

@@ -95,7 +95,7 @@ class Contents:
     settings : arguments of `deepshap_ir.DeepExplainer` by name, and those of `Conversion` under "conversion".
     background : by input name; None where the references are a function.
     columns : input name -> labels of the columns of its background.
-    own_rules : the operators and nodes with rules of the user's own.
+    own_rules : the operators and nodes with rules of the user's own, other than sets by name.
     """
 
     model: ModelProto
@@ -138,9 +138,12 @@ class Contents:
                 for name, array in self.background.items()
             }
         settings = {**self.settings, **changes}
+        saved = settings.pop("rules")
+        if settings["providers"] is not None:  # onnxruntime takes (name, options), not [name, options]
+            settings["providers"] = [tuple(p) if isinstance(p, list) else p for p in settings["providers"]]
         parts = settings.pop("conversion")
         conversion = Conversion(self.model, **(parts | {"at": tuple(parts["at"])}))
-        return {"model": conversion, "data": data, "rules": rules, **settings}
+        return {"model": conversion, "data": data, "rules": saved if rules is None else rules, **settings}
 
 
 class Labelled:
@@ -157,6 +160,16 @@ class Labelled:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return self.array if dtype is None else self.array.astype(dtype)
+
+
+def by_name(rules: Any) -> Any:
+    """Rules that are names of rule sets alone, which can be written; None for functions."""
+    if isinstance(rules, Mapping):
+        return dict(rules) if all(isinstance(name, str) for name in rules.values()) else None
+    if isinstance(rules, list | tuple):
+        found = [by_name(one) for one in rules]
+        return None if None in found else found
+    return rules if isinstance(rules, str) else None
 
 
 def described(sets: Iterable[RuleSet]) -> list[str]:

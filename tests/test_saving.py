@@ -75,6 +75,7 @@ SETTINGS: dict[str, tuple[Callable[[], DeepExplainer], Any]] = {
         SAMPLES.T,
     ),
     "how it runs": (lambda: of(memory_limit="1MB", threads=1, progress=False, options={"max": "shap"}), SAMPLES),
+    "providers": (lambda: of(providers=[("CPUExecutionProvider", {"use_arena": "0"})]), SAMPLES),
     "half": (lambda: of(NET, "(float16[N,4] x) => (float16[N,4] y)", BACKGROUND.astype(np.float16)), SAMPLES),
 }
 
