@@ -144,7 +144,7 @@ def linear_classifier(ctx: Expansion) -> list[Value | None]:
     """``x W^T + b``; one row of weights may stand for two classes."""
     x = rows(ctx)
     labels = ctx.attribute("classlabels_ints") or ctx.attribute("classlabels_strings") or []
-    n = len(floats(ctx, "coefficients")) // x.shape[-1]
+    n = len(floats(ctx, "intercepts")) or len(floats(ctx, "coefficients")) // x.shape[-1]
     scores, transform = _affine(ctx, x, n), ctx.attribute("post_transform", "NONE")
     if n == 1 and len(labels) == 2:
         known = ctx.op.Concat(-scores, scores, axis=-1)
@@ -153,7 +153,9 @@ def linear_classifier(ctx: Expansion) -> list[Value | None]:
 
 
 def _affine(ctx: Expansion, x: Value, n: int) -> Value:
-    product = x @ ctx.op.constant(floats(ctx, "coefficients").reshape(n, -1).T, x.dtype)
+    # onnxruntime leaves out coefficients that are too many, as in the file that it brings along
+    weights = floats(ctx, "coefficients")[: n * x.shape[-1]].reshape(n, -1)
+    product = x @ ctx.op.constant(weights.T, x.dtype)
     intercepts = floats(ctx, "intercepts")
     return product + ctx.op.constant(intercepts, x.dtype) if intercepts.size else product
 

@@ -179,3 +179,12 @@ def test_large_weights_survive_the_checker() -> None:
     loaded = load_model(with_weights(20_000))
     assert numpy_helper.to_array(loaded.graph.initializer[0]).shape == (4, 20_000)
     assert [value.name for value in loaded.graph.input] == ["x"]
+
+
+def test_an_old_file_whose_initializers_are_no_inputs() -> None:
+    """onnxruntime runs it, though before IR version 4 the standard wants them among the inputs."""
+    model = parser.parse_model(
+        '<ir_version: 3, opset_import: ["" : 9]> g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> '
+        "{ y = Mul(x, w) }"
+    )
+    assert load_model(model).ir_version == 3
