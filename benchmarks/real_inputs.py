@@ -59,6 +59,18 @@ def image(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.moveaxis(picture, 1, -1) if last else picture
 
 
+def text(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """A line of dark glyphs on light ground in -1 to 1, ``[1, C, H, W]``."""
+    height, width = shape[2:]
+    size = max(height // 12, 1)
+    picture = np.full((height, width), 0.9)
+    for left in range(2 * size, width - 5 * size, 6 * size):
+        glyph = np.kron(rng.uniform(size=(7, 4)) < 0.5, np.ones((size, size)))
+        picture[2 * size : 9 * size, left : left + 4 * size] -= 0.8 * glyph
+    picture = picture * 2 - 1 + rng.normal(0, 0.02, picture.shape)
+    return np.broadcast_to(np.clip(picture, -1, 1), shape).copy()
+
+
 def sound(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """A chord that swells, with noise, along the longest axis."""
     long = int(np.argmax(shape))
@@ -89,12 +101,14 @@ Kind = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
 KINDS: dict[str, Kind] = {
     "image": image,
+    "text": text,
     "bytes": lambda rng, shape: np.round(image(rng, shape) * 255),
     "centred": lambda rng, shape: image(rng, shape) * 2 - 1,
     "sound": sound,
     "normal": normal,
     "spectrogram": spectrogram,
     "ids": lambda rng, shape: rng.integers(1, 20, shape),
+    "near": lambda rng, shape: rng.integers(1, 4, shape),
     "few": lambda rng, shape: rng.integers(0, 3, shape),
     "yes": lambda rng, shape: np.ones(shape),
     "zeros": lambda rng, shape: np.zeros(shape),

