@@ -21,7 +21,7 @@ INTERNAL_DOMAIN = "deepshap_ir"
 def graph_to_model(graph: Graph, outputs: Sequence[str] | None = None, batch: int | str | None = None) -> ModelProto:
     """Write `graph` as an ONNX model, to run it or to look at it.
 
-    Nodes of the domain `INTERNAL_DOMAIN` are replaced by the nodes of their ``body``.
+    Nodes with a ``body``, joined ones and calls of functions, are replaced by the nodes of it.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def _node_protos(node: Node, names: set[str], constants: dict[str, Any]) -> Iter
     if node.domain == INTERNAL_DOMAIN and node.op_type == "Scan":
         yield _loop(node, names, constants)
         return
-    if node.domain == INTERNAL_DOMAIN:
+    if isinstance(node.attributes.get("body"), Graph):
         yield from _inlined(node, names, constants)
         return
     outputs = list(node.outputs)

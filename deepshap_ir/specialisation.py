@@ -125,6 +125,7 @@ class Specialisation:
                 keep=self.at,
                 batch_axes=setup.settings.batch_axes,
                 rewrite=lambda graph, protected: rewrite(graph, protected, setup.resolver),
+                calls=setup.resolver.is_called,
             )
         if setup.logits:
             graph = before_squashing(imported.graph)

@@ -148,6 +148,7 @@ def _imported(
             inputs=chosen.inputs,
             hold=chosen.hold,
             rewrite=lambda graph, protected: rewrite(graph, protected, resolver),
+            calls=resolver.is_called,
         )
     except ModelError as error:
         if not free:

@@ -183,7 +183,7 @@ class Emitter:
         if isinstance(body, Graph) and node.op_type == "Scan":
             return tuple(self.loop(node, inputs).outputs)
         if isinstance(body, Graph):
-            return tuple(self.graph(body, inputs))
+            return tuple(v if n else None for n, v in zip(node.outputs, self.graph(body, inputs), strict=True))
         present = [k for k, n in enumerate(node.outputs) if n]
         used = node.outputs[: present[-1] + 1] if present else ()
         types = [(graph.shapes[n], graph.dtypes[n]) if n else None for n in used]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -145,10 +146,16 @@ class RuleSet:
         return register
 
     def named(self, node: Node) -> Rule | None:
-        """The rule in this set for the node of this name."""
-        if node.name in self.borrowed:
-            return self.borrowed[node.name].by_operator(node)
-        return self.nodes.get(node.name)
+        """The rule in this set for the node of this name, or of the name that it had in the body of a loop.
+
+        A loop of known length may be taken apart: its node `step` is then ``step/0``, ``step/1`` and so on.
+        """
+        for name in (node.name, copied_from(node.name)):
+            if name in self.borrowed:
+                return self.borrowed[name].by_operator(node)
+            if name in self.nodes:
+                return self.nodes[name]
+        return None
 
     def by_operator(self, node: Node) -> Rule | None:
         """The rule in this set for the node's operator."""
@@ -160,6 +167,11 @@ class RuleSet:
     def find(self, node: Node) -> Rule | None:
         """The rule for `node` in this set."""
         return self.named(node) or self.by_operator(node)
+
+
+def copied_from(name: str) -> str:
+    """The name of a node in the body of a loop from that of its copy."""
+    return re.sub(r"(/\d+)+$", "", name)
 
 
 LOOP = "deepshap_ir::Scan"

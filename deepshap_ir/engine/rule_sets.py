@@ -10,8 +10,7 @@ from typing import Any
 
 import onnx
 
-from deepshap_ir.engine.recurrence import is_loop
-from deepshap_ir.engine.registry import Rule, RuleFunction, RuleSet
+from deepshap_ir.engine.registry import Rule, RuleFunction, RuleSet, copied_from
 from deepshap_ir.errors import InputError, RuleError
 from deepshap_ir.graph import Graph
 
@@ -135,7 +134,7 @@ def check_keys(sets: Iterable[RuleSet], *graphs: Graph) -> None:
     nodes: set[str] = set()
     for one in (inner for graph in graphs for inner in _graphs(graph)):
         operators.update(node.operator for node in one.nodes)
-        nodes.update(node.name for node in one.nodes)
+        nodes.update(name for node in one.nodes for name in (node.name, copied_from(node.name)))
     lines = []
     for given in sets:
         for key in given.keys:
@@ -155,10 +154,10 @@ def check_keys(sets: Iterable[RuleSet], *graphs: Graph) -> None:
 
 
 def _graphs(graph: Graph) -> Iterator[Graph]:
-    """A graph and the bodies of its loops."""
+    """A graph and the bodies in it."""
     yield graph
     for node in graph.nodes:
-        if is_loop(node):
+        if isinstance(node.attributes.get("body"), Graph):
             yield from _graphs(node.attributes["body"])
 
 

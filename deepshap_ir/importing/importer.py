@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 
 from deepshap_ir.errors import InputError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph
+from deepshap_ir.importing.calls import Wanted, keep_calls
 from deepshap_ir.importing.control_flow import settle
 from deepshap_ir.importing.dependence import Dependence, Refusal, dependence, operator, standing
 from deepshap_ir.importing.feeds import Array, InputSpec, by_name, read, rows, suggest, take
@@ -143,6 +144,7 @@ def import_model(
     keep: Sequence[str] = (),
     batch_axes: Mapping[str, int | None] | None = None,
     rewrite: Pass | None = None,
+    calls: Wanted | None = None,
     what: str = "background",
 ) -> Imported:
     """Reduce a model to the static graph of one example, and check that it is still the model.
@@ -160,6 +162,7 @@ def import_model(
     keep : values in the middle that must survive.
     batch_axes : input -> axis of the batch, or None where the whole array is one value for all rows. 0 by default.
     rewrite : one more pass over the graph, before it is compared with the file.
+    calls : which calls of the model's own functions stay nodes, with their ``body``; the others are inlined.
     what : how messages call the background.
 
     Raises
@@ -172,7 +175,7 @@ def import_model(
     """
     original = load_model(source)
     face = Interface.of(original, output, inputs, hold, keep, batch_axes)
-    whole = normalise(original, [face.output])
+    whole = normalise(original, [face.output], calls)
     face.check_reach(whole)
     model = cut(whole, face)
     specs, arrays = fed_specs(model, face, background, what)
@@ -193,8 +196,13 @@ def import_model(
     graph = build_graph(
         model, values, found, fed, [face.output], {s.name: s.batch_axis for s in specs if s.name in fed}
     )
-    graph = import_bodies(graph, values, model, lambda body: _changed(body, PASSES, frozenset()))
+
+    def change(body: Graph) -> Graph:
+        return _changed(body, PASSES, frozenset())
+
+    graph = keep_calls(import_bodies(graph, values, model, change), model.graph, values, change)
     protected = frozenset({face.output, *face.keep, *face.held_inside})
+    _require_places(graph, protected)
     plain = tidy(_changed(graph, PASSES, protected))
     graph = tidy(rewrite(plain, protected)) if rewrite else plain
     warnings = verify(graph, _original(original, face, specs), arrays, count, 2 if slow else ROWS, plain)
@@ -209,6 +217,17 @@ def import_model(
         rows=count,
         warnings=warnings,
     )
+
+
+def _require_places(graph: Graph, names: Iterable[str]) -> None:
+    """Refuse values that are inside of the call of a function that stays one node."""
+    known = {*graph.inputs, *(name for node in graph.nodes for name in node.outputs)}
+    for node in graph.nodes:
+        body = node.attributes.get("body")
+        inside = {n for inner in body.nodes for n in inner.outputs} if isinstance(body, Graph) else set()
+        for name in names:
+            if name in inside and name not in known:
+                raise InputError(f"{name!r} is a value inside of {node}, which is kept whole for its rule.")
 
 
 def _changed(graph: Graph, passes: Sequence[Pass], protected: frozenset[str]) -> Graph:

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from deepshap_ir.engine.value import INTERNAL
 from deepshap_ir.errors import UnsupportedOperatorError
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.importing.calls import keep_calls
 from deepshap_ir.importing.control_flow import body_model
 from deepshap_ir.importing.dependence import dependence, operator, standing
 from deepshap_ir.importing.trace import build_graph, tidy, trace
@@ -71,4 +72,4 @@ def _body_graph(model: ModelProto, fed: Mapping[str, Any], node: Node, change: C
                 graph.shapes[target], graph.dtypes[target] = values[name].shape, values[name].dtype
             nodes.append(Node(name, "Identity", (f"{name}/value",), (name,), version=graph.opsets[""]))
     graph = replace(graph, nodes=(*graph.nodes, *nodes))
-    return tidy(change(import_bodies(graph, values, model, change)))
+    return tidy(change(keep_calls(import_bodies(graph, values, model, change), model.graph, values, change)))

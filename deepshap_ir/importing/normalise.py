@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper, version_converter
 
 from deepshap_ir.errors import ModelError
+from deepshap_ir.importing.calls import Wanted, mark_calls, note_marks
 from deepshap_ir.importing.half import raise_half
 from deepshap_ir.importing.newer import lower_opset
 from deepshap_ir.importing.older import open_optionals, scans_of_opset_8
@@ -27,7 +28,7 @@ _LATER = "deepshap_ir.later"
 """Domain in which operators wait that ``onnx.version_converter`` gets wrong."""
 
 
-def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
+def normalise(model: ModelProto, outputs: Sequence[str], calls: Wanted | None = None) -> ModelProto:
     """Return another model with the values `outputs` of `model`, in the form that the importer reads.
 
     In this order:
@@ -39,19 +40,24 @@ def normalise(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
     5. float16 and bfloat16 become float32 everywhere.
     6. Every node has a unique name: its own, else one like ``"Relu_12"``. Values keep their names.
 
+    Parameters
+    ----------
+    calls : which calls of functions are to be found again, by `deepshap_ir.importing.calls.keep_calls`.
+
     Raises
     ------
     ModelError : a function cannot be inlined or the opset cannot be raised.
     """
     result = prune(model, outputs)
     _standard_domain(result)
-    result = _inline_functions(result)
+    result = _inline_functions(result, calls)
     _densify(result.graph)
     open_optionals(result)
     result = prune(result, outputs)
     result = lower_opset(result, opset(result))
     result = _raise_opset(result)
     raise_half(result)
+    note_marks(result)
     _strip_types(result)
     unique_subgraph_names(result.graph)
     _name_nodes(result.graph)
@@ -77,10 +83,12 @@ def _standard_domain(model: ModelProto) -> None:
         model.opset_import.add(domain="", version=OPSET)
 
 
-def _inline_functions(model: ModelProto) -> ModelProto:
+def _inline_functions(model: ModelProto, calls: Wanted | None) -> ModelProto:
     if not model.functions:
         return model
     _spell_out_defaults(model)
+    if calls is not None:
+        mark_calls(model, calls)
     small, large = skeleton(model)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     convert = any(
