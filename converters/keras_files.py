@@ -76,12 +76,19 @@ def load(path: str | os.PathLike[str]) -> Any:
         try:
             return _library(name).models.load_model(place, compile=False, safe_mode=True)
         except Exception as error:  # whatever the classes of its layers raise
-            failures.append(f"{name}: {one_line(error)}")
+            failures.append(f"{name}: {one_line(_first(error))}")
     raise ModelError(
         f"{str(place)!r}, saved by Keras {version or 'of unknown version'}, cannot be loaded ({'; '.join(failures)}). "
         f"If it has classes of your own, load it yourself with custom_objects= and explain the model; models of Keras "
         f"2 need the package tf_keras."
     )
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that led to `error`: the later ones only print what is around it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _library(name: str) -> Any:

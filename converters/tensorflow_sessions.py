@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ def convert_pair(inputs: Any, outputs: Any, background: Any, settings: Settings)
     InputError : the tensors are of no graph, or not connected, or there is no session for it.
     ModelError : the exporter fails.
     """
+    import tensorflow as tf
+
     starts, ends = _listed(inputs, "first"), _listed(outputs, "second")
     graph = ends[0].graph
     if any(tensor.graph is not graph for tensor in (*starts, *ends)):
@@ -34,6 +37,9 @@ def convert_pair(inputs: Any, outputs: Any, background: Any, settings: Settings)
     if comes_from(graph, "tensorflow", "FuncGraph"):
         raise InputError("the tensors of the pair are inside a function: explain the function itself.")
     session = _session(settings.session, graph)
+    found = {tensor.op.name if tensor.name.endswith(":0") else tensor.name: tensor for tensor in ends}
+    chosen = choose(found, settings.output, lambda tensor: bool(tensor.dtype.is_floating), TITLE)
+    ends = [found[name] for name in chosen]
     flags = _flags(settings.learning_phase_flags, ends)
     missing = _missing([*starts, *flags], ends)
     if missing:
@@ -42,9 +48,6 @@ def convert_pair(inputs: Any, outputs: Any, background: Any, settings: Settings)
             f"({', '.join(repr(t.name) for t in starts)}) alone: it also needs {', '.join(map(repr, missing))}; give "
             f"them in the list of inputs."
         )
-    found = {tensor.op.name if tensor.name.endswith(":0") else tensor.name: tensor for tensor in ends}
-    chosen = choose(found, settings.output, lambda tensor: bool(tensor.dtype.is_floating), TITLE)
-    ends = [found[name] for name in chosen]
     names = [tensor.op.name for tensor in starts]
     names = names if len(set(names)) == len(names) else [tensor.name for tensor in starts]
     for name, tensor in zip(names, starts, strict=True):
@@ -60,8 +63,13 @@ def convert_pair(inputs: Any, outputs: Any, background: Any, settings: Settings)
         feeds = {tensor: given[name] for name, tensor in zip(names, starts, strict=True)}
         try:
             values = session.run(ends, {**feeds, **dict.fromkeys(flags, False)})
-        except Exception as error:  # whatever the session raises
-            raise InputError(f"{TITLE} fails on rows of the background: {one_line(error)}") from error
+        except tf.errors.FailedPreconditionError as error:
+            raise InputError(
+                f"{TITLE} has variables without a value in the session ({_reason(error)}): run their initializer, or "
+                f"restore a checkpoint, first."
+            ) from error
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            raise InputError(f"{TITLE} fails on rows of the background: {_reason(error)}") from error
         return dict(zip(outputs, values, strict=True))
 
     run(rows)
@@ -75,6 +83,12 @@ def convert_pair(inputs: Any, outputs: Any, background: Any, settings: Settings)
         lambda: to_onnx(frozen, names, outputs, shapes, TITLE),
         lambda model: Conversion(model, inside or outputs[0], hold=settings.hold, rows=rows, run=run, axes=axes),
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, without the lines of Python that made the node."""
+    text = re.search(r"^Node: .*\n(.+)", str(error), re.MULTILINE)
+    return one_line(Exception(text[1]) if text else error)
 
 
 def _listed(value: Any, which: str) -> list[Any]:

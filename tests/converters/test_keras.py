@@ -106,7 +106,10 @@ def test_pairs_of_tensors_begin_and_end_anywhere(functional: Any) -> None:
     joined, (score, classes) = functional.get_layer("joined").output, functional.outputs
     expression = keras.ops.sum(classes[:, :2] * 2.0, -1)
     nodes = [(layer.name, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in functional.layers]
-    part = lambda x: functional([*x, np.zeros((len(x[0]), 2), np.float32)])  # noqa: E731
+
+    def part(x: Any) -> Any:
+        return functional([*x, np.zeros((len(x[0]), 2), np.float32)])
+
     samples, background = SAMPLES[:2], [A, C]
     phi = DeepExplainer(([a, b], expression), background).shap_values(samples)
     assert gap(phi, lambda x: 2.0 * np.asarray(part(x)[1])[:, :2].sum(-1), samples, background) < 1e-5
@@ -223,8 +226,7 @@ def test_one_row_alone_and_fixed_batches() -> None:
     model = One()
     model(A[:1])
     phi = DeepExplainer(model, A).shap_values(SAMPLES[0])
-    each = lambda x: np.concatenate([np.asarray(model(row[None])) for row in x])  # noqa: E731
-    assert gap(phi, each, SAMPLES[0], A) < 1e-5
+    assert gap(phi, lambda x: np.concatenate([model(row[None]) for row in x]), SAMPLES[0], A) < 1e-5
     fixed = keras.Sequential([keras.Input(batch_shape=(1, 5)), layers.Dense(3, activation="relu")])
     assert gap(DeepExplainer(fixed, A).shap_values(SAMPLES[0]), fixed, SAMPLES[0], A) < 1e-5
 
