@@ -20,6 +20,7 @@ BUILT_IN = {
     "keras_files": "deepshap_ir.converters.keras_files",
     "tensorflow": "deepshap_ir.converters.tensorflow",
     "pytorch": "deepshap_ir.converters.pytorch",
+    "torch_files": "deepshap_ir.converters.torch_files",
     "scikit-learn": "deepshap_ir.converters.scikit_learn",
     "onnx": "deepshap_ir.converters.onnx_file",
 }

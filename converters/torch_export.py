@@ -150,7 +150,8 @@ class Subject:
                 f"or does not call it."
             )
         chosen = _choose(found, output)
-        return Observed(self, chosen, len(kept), output if output not in found else None, len(found) == 1)
+        inside = output if isinstance(output, str) and output not in found else None
+        return Observed(self, chosen, len(kept), inside, len(found) == 1)
 
     def _first_call(self, rows: Mapping[str, Array]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Call the module, with whole numbers as such or as floats, with all rows or one."""
@@ -185,7 +186,7 @@ class Observed:
     subject: Subject
     chosen: Sequence[str]
     kept: int
-    inside: str | int | None
+    inside: str | None
     only: bool
 
     @property
@@ -363,7 +364,7 @@ def _finished(model: ModelProto, observed: Observed) -> Exported:
             places.append(name)
     if observed.kept and not places:
         raise InputError(f"the inputs of the layer {type(subject.layer).__name__} do not depend on the data.")
-    output = observed.outputs[0] if observed.inside is None or len(observed.chosen) == 1 else observed.inside
+    output = observed.outputs[0] if observed.inside is None else observed.inside
     return Exported(model, output, tuple(places))
 
 

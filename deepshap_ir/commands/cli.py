@@ -1,4 +1,4 @@
-"""The command line: ``deepshap explain``, ``inspect`` and ``demo``."""
+"""The command line: ``deepshap explain``, ``inspect``, ``convert`` and ``demo``."""
 
 # What is imported here delays `deepshap --help`; the rest is imported by the command that needs it.
 from __future__ import annotations
@@ -67,7 +67,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[Path, typer.Argument(help="An ONNX file.")]
+Model = Annotated[Path, typer.Argument(help="A file: ONNX, Keras, SavedModel, TorchScript, torch.export.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", metavar="NAME=1,3,224,224", help="The shape of an input where the file leaves dimensions free."
+    ),
+]
 Output = Annotated[
     list[str] | None,
     typer.Option(
@@ -202,9 +208,9 @@ def inspect(
     inputs: Inputs = None,
     hold: Hold = None,
     rules: Rules = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=1,3,224,224", help="The shape of an input where the file leaves dimensions free."),
+    shape: Shapes = None,
+    background: Annotated[
+        Path | None, typer.Option("--background", "-b", help="Rows to trace the model of a framework with.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print json.")] = False,
 ) -> None:
@@ -222,6 +228,7 @@ def inspect(
         hold=hold or (),
         rules=load_rules(rules or ()),
         shapes=dict(map(_shape, shape or ())),
+        background=background,
     )
     if as_json:
         typer.echo(json.dumps(inspection.as_dict(), indent=2))
@@ -229,6 +236,28 @@ def inspect(
         print_inspection(Console(), model, inspection)
     if not inspection.supported:
         raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the ONNX model goes.")],
+    background: Annotated[
+        Path | None,
+        typer.Option("--background", "-b", help="Rows to trace the model with and to compare on; ONNX needs none."),
+    ] = None,
+    shape: Shapes = None,
+    output: Output = None,
+) -> None:
+    """Write a model as ONNX, checked, and compared with the original on rows that are given or made up."""
+    from deepshap_ir.commands.model_files import open_model, write_model
+    from deepshap_ir.commands.results import check_folder
+
+    check_folder(out)
+    converted, _ = open_model(model, background, dict(map(_shape, shape or ())), output or ())
+    write_model(out, converted)
+    opset = next((entry.version for entry in converted.opset_import if entry.domain == ""), None)
+    typer.echo(f"{out}: {len(converted.graph.node)} nodes of opset {opset}")
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

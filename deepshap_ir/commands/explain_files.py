@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
 
+from deepshap_ir.commands.model_files import open_model
 from deepshap_ir.commands.results import Result
 from deepshap_ir.commands.tables import Input, read_rows
 from deepshap_ir.engine.registry import RuleSet
@@ -18,7 +19,6 @@ from deepshap_ir.explainer import DeepExplainer
 from deepshap_ir.explanation import plain_explanations
 from deepshap_ir.graph import Array
 from deepshap_ir.importing.interface import Interface, cut
-from deepshap_ir.importing.load import load_model
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def explain_files(
 
     Parameters
     ----------
-    model : an ONNX file.
+    model : a file, of ONNX or of a framework.
     background, samples : files that `read_rows` takes.
     output, inputs, hold, rules : see `Choices.of`.
     drop : columns of tables to leave out.
@@ -144,7 +144,7 @@ def explain_files(
     DeepShapError
         Anything that is wrong with the model or the data.
     """
-    loaded = load_model(model)
+    loaded, output = open_model(model, background, {}, output, drop)
     choices = Choices.of(loaded, output, inputs, hold, rules)
     fed = fed_inputs(loaded, choices)
     references = read_rows(background, fed, drop=drop)

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from deepshap_ir.commands.explain_files import Choices, fed_inputs
+from deepshap_ir.commands.model_files import is_onnx, open_model
 from deepshap_ir.commands.tables import Input
 from deepshap_ir.engine.registry import Resolver, RuleSet
 from deepshap_ir.engine.rule_sets import check_keys
@@ -19,7 +20,6 @@ from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.dependence import operator
 from deepshap_ir.importing.feeds import Array, suggest
 from deepshap_ir.importing.importer import Imported, import_model
-from deepshap_ir.importing.load import load_model
 from deepshap_ir.specialisation import rewrite
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.UNDEFINED}
@@ -84,21 +84,26 @@ def inspect_model(
     hold: Sequence[str] = (),
     rules: Sequence[RuleSet] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    background: Path | None = None,
 ) -> Inspection:
     """Look at a model without data.
 
     Parameters
     ----------
-    path : an ONNX file.
+    path : a file, of ONNX or of a framework.
     output, inputs, hold, rules : see `Choices.of`; all float outputs by default.
     shapes : of inputs, batch axis included, where the file leaves dimensions free; 1 otherwise.
+    background : rows to trace the model of a framework with; shapes do too.
 
     Raises
     ------
     ModelError, InputError
         The model cannot be read or run, or a name is unknown.
     """
-    model = load_model(path)
+    foreign = not is_onnx(path)
+    model, output = open_model(path, background, shapes or {}, output)
+    if foreign:
+        shapes = {}  # they are in the model now
     chosen = Choices.of(model, output, inputs, hold, rules)
     outputs = [chosen.output] if chosen.output is not None else _float_outputs(model)
     resolver = Resolver(chosen.rules)

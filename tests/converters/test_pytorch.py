@@ -302,6 +302,8 @@ def test_outputs_in_tuples_mappings_and_dataclasses() -> None:
         explained(nested, output=3)
     with pytest.raises(InputError, match=r"output: the model has no value 'logit'. Did you mean 'logits'"):
         explained(nested, output="logit")
+    with pytest.raises(InputError, match="the model has no value 'logits'"):
+        DeepExplainer(mlp(), rows(6), output="logits")
     with pytest.raises(InputError, match="returns no tensor"):
         explained(lambda net, x: 3)
 

@@ -90,7 +90,8 @@ REGRESSORS: dict[str, Any] = {
     "linear": linear_model.LinearRegression(),
     "lasso of polynomials": make_pipeline(preprocessing.PolynomialFeatures(2), linear_model.Lasso(0.01)),
     "network": make_pipeline(
-        preprocessing.StandardScaler(), neural_network.MLPRegressor(hidden_layer_sizes=(8,), max_iter=30, random_state=0)
+        preprocessing.StandardScaler(),
+        neural_network.MLPRegressor(hidden_layer_sizes=(8,), max_iter=30, random_state=0),
     ),
     "tree": tree.DecisionTreeRegressor(max_depth=4),
     "forest": ensemble.RandomForestRegressor(8, max_depth=4, random_state=0),

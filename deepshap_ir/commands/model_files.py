@@ -1,0 +1,109 @@
+"""Model files of any framework, as the commands read them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from deepshap_ir.commands.results import whole_file
+from deepshap_ir.commands.tables import Input, read_rows
+from deepshap_ir.converters.registry import BUILT_IN, Settings, convert, find
+from deepshap_ir.errors import InputError, ModelError
+from deepshap_ir.graph import Array
+from deepshap_ir.importing.feeds import suggest
+from deepshap_ir.importing.load import load_model
+
+ROWS = 3
+"""With which a model is traced where shapes stand for data."""
+
+
+def is_onnx(path: Path) -> bool:
+    """Tell whether no converter has anything to do."""
+    return find(path) is sys.modules[BUILT_IN["onnx"]]
+
+
+def open_model(
+    path: Path,
+    data: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    output: Sequence[str] = (),
+    drop: Collection[str] = (),
+) -> tuple[ModelProto, list[str]]:
+    """Read a model, converted where it is not ONNX, and what ``--output`` is called in it.
+
+    Parameters
+    ----------
+    data : rows to trace the model with, and to compare on; ONNX needs none.
+    shapes : of its inputs, with the batch, where there are no data.
+    output : as given on the command line.
+    drop : columns of a table to leave out.
+
+    Raises
+    ------
+    ModelError : the file cannot be read, or must not be.
+    InputError : it needs rows and there are none, or they do not fit.
+    """
+    if is_onnx(path):
+        return load_model(path), list(output)
+    if data is not None:
+        rows = _rows(data, drop)
+    elif shapes:
+        rows = _made(shapes)
+    else:
+        raise InputError(
+            f"{path}: to trace this model takes rows, as it does not say the shapes of its inputs: give --background "
+            f"FILE, or --shape NAME=1,3,224,224 for every input"
+        )
+    names = [text for text in output if not text.startswith("top:")]
+    chosen: str | int | None = names[0] if len(names) == 1 else None
+    if chosen is not None and names[0].lstrip("-").isdecimal():
+        chosen = int(names[0])
+    conversion = convert(path, rows, Settings(output=chosen))
+    known = [name for node in conversion.model.graph.node for name in node.output]
+    if isinstance(chosen, str) and conversion.output not in known:
+        raise InputError(f"--output: the model has no value {chosen!r}.{suggest(chosen, known)}")
+    called = [] if conversion.output is None else [str(conversion.output)]
+    return load_model(conversion.model), [*called, *(text for text in output if text.startswith("top:"))]
+
+
+def _rows(path: Path, drop: Collection[str]) -> Any:
+    """Rows in the form that a converter takes: an array, a list of those that have no names, or a mapping."""
+    if path.suffix.lower() != ".npz":
+        return read_rows(path, [Input("x")], drop=drop).arrays["x"]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+    except (OSError, ValueError):
+        names = ["x"]  # read_rows says what is wrong
+    arrays = read_rows(path, [Input(name) for name in names]).arrays
+    if all(name == f"arr_{i}" for i, name in enumerate(names)) or len(names) == 1:
+        listed = [arrays[name] for name in names]
+        return listed[0] if len(listed) == 1 else listed
+    return arrays
+
+
+def _made(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    rng = np.random.default_rng(0)
+    arrays: list[Array] = [rng.normal(size=(ROWS, *shape[1:])).astype(np.float32) for shape in shapes.values()]
+    return arrays[0] if len(arrays) == 1 else dict(zip(shapes, arrays, strict=True))
+
+
+def write_model(path: Path, model: ModelProto) -> None:
+    """Write an ONNX model, whole or not at all.
+
+    Raises
+    ------
+    InputError : the file cannot be written.
+    ModelError : it is larger than a file of protocol buffers can be.
+    """
+    try:
+        content = model.SerializeToString()
+    except ValueError as error:
+        raise ModelError(f"{path}: the model is larger than 2 GiB, the most that one ONNX file holds") from error
+    with whole_file(path) as handle:
+        handle.write(content)
