@@ -1,32 +1,69 @@
-"""Trees of `ai.onnx.ml` as tables of tests and leaves.
+"""Trees of `ai.onnx.ml` as tables of leaves.
 
-A *test* compares one feature with a number; a *literal* is a test or its opposite; a leaf is reached where all literals
-on its path hold. The literals of a path about one feature make a *slot*: the leaf's condition on that feature.
+A leaf is reached where all tests on its path end as the path says. Those about one feature make a *slot*: the leaf's
+condition on that feature. Comparisons with thresholds are an interval; a *test* compares a feature with single numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deepshap_ir.extend import Array, RuleError
 
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER")
-LOWEST = {"BRANCH_LEQ": False, "BRANCH_LT": False, "BRANCH_GTE": True, "BRANCH_GT": True}
-"""Whether the test holds above its number."""
 
 Test = tuple[str, int, float | tuple[float, ...], bool]
-"""Mode, feature, number or members, and whether NaN passes."""
+"""Mode (of single numbers), feature, number or members, and whether NaN passes."""
+
+
+class Slot(NamedTuple):
+    """A leaf's condition on one feature.
+
+    Attributes
+    ----------
+    lower, upper : the feature lies between them; the numbers themselves are left out where they are `open`.
+    nan : whether NaN meets the comparisons, of which there may be none.
+    literals : tests, and whether they hold.
+    """
+
+    lower: float = -math.inf
+    lower_open: bool = False
+    upper: float = math.inf
+    upper_open: bool = False
+    nan: bool = True
+    literals: tuple[tuple[int, bool], ...] = ()
+
+    def compared(self, mode: str, number: float, missing: bool, holds: bool) -> Slot:
+        """The slot with another comparison that holds or does not; `missing` is what it gives for NaN."""
+        nan = self.nan and missing == holds
+        below = (mode in ("BRANCH_LEQ", "BRANCH_LT")) == holds
+        outside = (mode in ("BRANCH_LT", "BRANCH_GT")) == holds
+        if below and (number, not outside) < (self.upper, not self.upper_open):
+            return self._replace(upper=number, upper_open=outside, nan=nan)
+        if not below and (number, outside) > (self.lower, self.lower_open):
+            return self._replace(lower=number, lower_open=outside, nan=nan)
+        return self._replace(nan=nan)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing meets it."""
+        return self.lower > self.upper and not self.nan
+
+
+Slots = dict[int, Slot]
+"""Feature -> condition."""
 
 
 @dataclass
 class Leaf:
-    """A leaf: the literals on its path, ``(test, whether it holds)``, and what it adds to each target."""
+    """A leaf: its conditions, and what it adds to each target."""
 
-    path: tuple[tuple[int, bool], ...]
+    slots: Slots
     weights: dict[int, list[float]] = field(default_factory=dict)
     tree: int = 0
 
@@ -37,7 +74,7 @@ class Forest:
 
     Attributes
     ----------
-    tests : all that differ, grouped by mode.
+    tests : all that differ.
     leaves : those of all trees.
     n_targets, n_trees : how many.
     """
@@ -47,49 +84,33 @@ class Forest:
     n_targets: int
     n_trees: int
 
-    def slots(self, leaf: Leaf) -> dict[int, list[tuple[int, bool]]]:
-        """Feature -> the literals about it, of several bounds on one side the narrowest alone."""
-        narrowest: dict[Any, tuple[int, bool]] = {}
-        for number, holds in leaf.path:
-            mode, feature, value, missing = self.tests[number]
-            key: Any = (feature, number, holds)
-            if mode in LOWEST:
-                key = (feature, mode, missing, holds)
-                other = narrowest.get(key)
-                sign = 1 if LOWEST[mode] == holds else -1
-                if other is not None and sign * self.tests[other[0]][2] >= sign * value:  # type: ignore[operator]
-                    continue
-            narrowest[key] = (number, holds)
-        found: dict[int, list[tuple[int, bool]]] = {}
-        for (feature, *_), literal in narrowest.items():
-            found.setdefault(feature, []).append(literal)
-        return found
-
     def by_tree(self) -> Forest:
         """The same trees with targets of their own: target t of tree k is ``t n_trees + k``."""
         leaves = [
-            Leaf(leaf.path, {t * self.n_trees + leaf.tree: w for t, w in leaf.weights.items()}, leaf.tree)
+            Leaf(leaf.slots, {t * self.n_trees + leaf.tree: w for t, w in leaf.weights.items()}, leaf.tree)
             for leaf in self.leaves
         ]
         return Forest(self.tests, leaves, self.n_targets * self.n_trees, self.n_trees)
 
 
 class _Tests:
-    """Numbers tests in the order of their modes, once all are known."""
+    """Numbers tests as they come."""
 
     def __init__(self) -> None:
         self.known: dict[Test, int] = {}
 
-    def number(self, test: Test) -> int:
-        return self.known.setdefault(test, len(self.known))
-
-    def sorted(self, leaves: Sequence[Leaf]) -> list[Test]:
-        """The tests by mode; the paths of `leaves` are renumbered."""
-        order = sorted(self.known, key=lambda test: MODES.index(test[0]))
-        place = {self.known[test]: k for k, test in enumerate(order)}
-        for leaf in leaves:
-            leaf.path = tuple((place[number], holds) for number, holds in leaf.path)
-        return order
+    def branches(self, slots: Slots, test: Test) -> Iterable[tuple[bool, Slots]]:
+        """Whether a node's test holds, and the conditions behind it then."""
+        mode, feature, number, missing = test
+        before = slots.get(feature, Slot())
+        for holds in (False, True):
+            if isinstance(number, float) and mode in MODES[:4]:
+                after = before.compared(mode, number, missing, holds)
+            else:
+                literal = (self.known.setdefault(test, len(self.known)), holds)
+                found = before.literals if literal in before.literals else (*before.literals, literal)
+                after = before._replace(literals=found)
+            yield holds, {**slots, feature: after}
 
 
 def forest_by_ids(attributes: Mapping[str, Any], prefix: str, n_targets: int) -> Forest:
@@ -115,17 +136,16 @@ def forest_by_ids(attributes: Mapping[str, Any], prefix: str, n_targets: int) ->
         found.setdefault((tree, node), {}).setdefault(target, []).append(float(weight))
     tests, leaves = _Tests(), []
     for number, (tree, root) in enumerate(roots.items()):
-        waiting: list[tuple[int, tuple[tuple[int, bool], ...]]] = [(root, ())]
+        waiting: list[tuple[int, int, Slots]] = [(root, 0, {})]
         while waiting:
-            k, path = waiting.pop()
+            k, depth, slots = waiting.pop()
             if modes[k] == "LEAF":
-                leaves.append(Leaf(path, found.get((tree, ids[k]), {}), number))
+                leaves.append(Leaf(slots, found.get((tree, ids[k]), {}), number))
                 continue
-            _check(len(path), len(trees))
-            test = tests.number((modes[k], features[k], float(values[k]), bool(missing[k])))
-            waiting.append((place[tree, if_false[k]], (*path, (test, False))))
-            waiting.append((place[tree, if_true[k]], (*path, (test, True))))
-    return Forest(tests.sorted(leaves), leaves, n_targets, len(roots))
+            _check(depth, len(trees))
+            for holds, after in tests.branches(slots, (modes[k], features[k], float(values[k]), bool(missing[k]))):
+                waiting.append((place[tree, if_true[k] if holds else if_false[k]], depth + 1, after))
+    return Forest(list(tests.known), leaves, n_targets, len(roots))
 
 
 def forest_by_position(attributes: Mapping[str, Any]) -> Forest:
@@ -141,20 +161,19 @@ def forest_by_position(attributes: Mapping[str, Any]) -> Forest:
     tests, leaves = _Tests(), []
     for number, root in enumerate(attributes["tree_roots"]):
         single = true_leaf[root] and false_leaf[root] and if_true[root] == if_false[root]
-        waiting: list[tuple[int, bool, tuple[tuple[int, bool], ...]]] = [
-            (if_true[root] if single else root, bool(single), ())
-        ]
+        waiting: list[tuple[int, bool, int, Slots]] = [(if_true[root] if single else root, bool(single), 0, {})]
         while waiting:
-            k, is_leaf, path = waiting.pop()
+            k, is_leaf, depth, slots = waiting.pop()
             if is_leaf:
-                leaves.append(Leaf(path, {targets[k]: [float(weights[k])]}, number))
+                leaves.append(Leaf(slots, {targets[k]: [float(weights[k])]}, number))
                 continue
-            _check(len(path), len(modes))
-            test = tests.number((MODES[modes[k]], features[k], members.get(k, float(values[k])), bool(missing[k])))
-            waiting.append((if_false[k], bool(false_leaf[k]), (*path, (test, False))))
-            waiting.append((if_true[k], bool(true_leaf[k]), (*path, (test, True))))
+            _check(depth, len(modes))
+            test = (MODES[modes[k]], features[k], members.get(k, float(values[k])), bool(missing[k]))
+            for holds, after in tests.branches(slots, test):
+                child, ends = (if_true[k], true_leaf[k]) if holds else (if_false[k], false_leaf[k])
+                waiting.append((child, bool(ends), depth + 1, after))
     roots = len(attributes["tree_roots"])
-    return Forest(tests.sorted(leaves), leaves, int(attributes.get("n_targets") or 1), roots)
+    return Forest(list(tests.known), leaves, int(attributes.get("n_targets") or 1), roots)
 
 
 def _numbers(attributes: Mapping[str, Any], name: str) -> Array:

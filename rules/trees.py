@@ -1,15 +1,14 @@
 """Tree ensembles by exact interventional TreeSHAP, for every (sample, reference) pair.
 
-For one leaf of value v let U be the features whose conditions on its path the sample meets and the reference does not,
-V the reverse. A leaf with a condition that neither meets gives nothing to anyone; any other gives
-
-``v (|U| - 1)! |V|! / (|U| + |V|)!`` to each of U and ``-v |U|! (|V| - 1)! / (|U| + |V|)!`` to each of V.
+For one leaf of value a let U be the features whose conditions on its path the sample meets and the reference does not,
+V the reverse. A leaf with a condition that neither meets gives nothing to anyone; with ``w = |U|! |V|! / (|U| + |V|)!``
+any other gives ``a w / |U|`` to each of U and ``-a w / |V|`` to each of V.
 
 Of a leaf in reach, U are all conditions that the reference violates, and V all that the sample violates. So the
-violations of each row, bits of an integer, say by one bitwise And whether a leaf is in reach of a pair; the weights are
-``integral of t^(|U|-1) (1-t)^|V| dt``, to which Gauss-Legendre nodes give the exact value as a sum of products of a
-number of the sample and one of the reference; and two products with the rows' own matrices of violations sum them over
-the leaves.
+violations of each row, bits of an integer, say by one bitwise And whether a leaf is in reach of a pair, and how many
+they are says w: ``|U| times the integral of t^(|U|-1) (1-t)^|V| dt`` is exact on the nodes of Gauss and Radau, as a sum
+of products of a number of the sample and one of the reference. All else belongs to one row: two products with the rows'
+own shares ``a / |U|`` and ``a / |V|`` sum over the leaves.
 
 Lundberg et al. 2020 (Nature Machine Intelligence 2).
 """
@@ -25,13 +24,12 @@ import numpy as np
 
 from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, rule
 from deepshap_ir.rules.classical import as_output, label, of_targets, of_two_classes
-from deepshap_ir.rules.einsum import gauss_legendre
 from deepshap_ir.rules.joined import joined
 from deepshap_ir.rules.shapley import quotient
-from deepshap_ir.rules.tree_tables import MODES, Forest, Leaf, forest_by_ids, forest_by_position
+from deepshap_ir.rules.tree_tables import Forest, Leaf, forest_by_ids, forest_by_position
 
 BITS = 24
-"""Conditions per integer: as many as float32 adds up exactly."""
+"""Conditions per integer: as many as float32 adds up exactly. The lowest bit is 2."""
 
 LEAVES = 512
 """Leaves in one piece of the ensemble, of large ensembles more."""
@@ -43,27 +41,26 @@ class Piece:
 
     Attributes
     ----------
-    literals : ``[L, S, J]``: places in "violations of the tests, of their opposites, and 0".
-    slots : ``[L, F']``: for each of the features the place of its slot in ``[L S, 0]``.
+    lower, upper : ``[L, F']``: the intervals of the leaves' conditions on each of the features.
+    lower_open, upper_open, nan : ``[L, F']``: whether the numbers themselves are outside, and NaN inside.
+    literals : ``[L, F', J]``: places in "violations of the tests, of their opposites, and 0"; J may be 0.
+    bits : ``[words, L, F']``: the number of each condition's bit.
     values : ``[L, T']``: what the leaves add to each of the targets.
     features, targets : ``[F']``, ``[T']``: which they are.
+    conditions : the most of a leaf.
     """
 
+    lower: Array
+    upper: Array
+    lower_open: Array
+    upper_open: Array
+    nan: Array
     literals: Array
-    slots: Array
+    bits: Array
     values: Array
     features: Array
     targets: Array
-
-    @property
-    def conditions(self) -> int:
-        """S, the most conditions of a leaf."""
-        return int(self.literals.shape[1])
-
-    @property
-    def words(self) -> int:
-        """Integers per leaf."""
-        return -(-self.conditions // BITS)
+    conditions: int
 
 
 @expand("ai.onnx.ml::TreeEnsembleRegressor")
@@ -167,19 +164,18 @@ def _sums(ctx: Expansion, forest: Forest) -> Value:
 
 
 def cut(forest: Forest) -> list[Piece]:
-    """The leaves in pieces: those that add to the same targets, and have as many words, together."""
-    groups: dict[Any, list[tuple[Leaf, dict[int, list[tuple[int, bool]]]]]] = {}
+    """The leaves in pieces: those that add to the same targets, and have about as many conditions, together."""
+    groups: dict[Any, list[Leaf]] = {}
     for leaf in forest.leaves:
-        if leaf.path and any(any(ws) for ws in leaf.weights.values()):
-            slots = forest.slots(leaf)
-            key = (tuple(sorted(leaf.weights)), -(-len(slots) // BITS))
-            groups.setdefault(key, []).append((leaf, slots))
+        slots = leaf.slots.values()
+        if slots and any(any(ws) for ws in leaf.weights.values()) and not any(slot.empty for slot in slots):
+            key = (tuple(sorted(leaf.weights)), any(slot.literals for slot in slots), -(-len(slots) // BITS))
+            groups.setdefault(key, []).append(leaf)
     size = max(LEAVES, len(forest.leaves) // 64)
     pieces = []
-    for targets, _ in groups:
-        members = groups[targets, _]
-        count = -(-len(members) // size)
-        for part in np.array_split(np.arange(len(members)), count):
+    for (targets, *_), members in groups.items():
+        members.sort(key=lambda leaf: len(leaf.slots))
+        for part in np.array_split(np.arange(len(members)), -(-len(members) // size)):
             pieces.append(_piece(forest, [members[k] for k in part], targets))
     return pieces
 
@@ -189,88 +185,115 @@ def _constant(forest: Forest) -> Array:
     total = np.zeros(forest.n_targets)
     for leaf in forest.leaves:
         for t, weights in leaf.weights.items():
-            total[t] += 0.0 if leaf.path else sum(weights)
+            total[t] += 0.0 if leaf.slots else sum(weights)
     return total
 
 
-def _piece(
-    forest: Forest, leaves: Sequence[tuple[Leaf, dict[int, list[tuple[int, bool]]]]], targets: Sequence[int]
-) -> Piece:
+def _piece(forest: Forest, leaves: Sequence[Leaf], targets: Sequence[int]) -> Piece:
     n = len(forest.tests)
-    features = sorted({f for _, slots in leaves for f in slots})
-    s = max((len(slots) for _, slots in leaves), default=0)
-    s = s if s <= BITS else -(-s // BITS) * BITS
-    j = max((len(found) for _, slots in leaves for found in slots.values()), default=1)
-    literals = np.full((len(leaves), s, j), 2 * n, np.int64)
-    places = np.full((len(leaves), len(features)), len(leaves) * s, np.int64)
-    values = np.zeros((len(leaves), len(targets)))
-    for row, (leaf, slots) in enumerate(leaves):
-        for k, (feature, found) in enumerate(slots.items()):
-            literals[row, k] = found[0][0] + (0 if found[0][1] else n)
-            literals[row, k, : len(found)] = [number + (0 if holds else n) for number, holds in found]
-            places[row, features.index(feature)] = row * s + k
-        values[row] = [sum(leaf.weights[t]) for t in targets]
-    return Piece(literals, places, values, np.array(features, np.int64), np.array(targets, np.int64))
+    features = sorted({f for leaf in leaves for f in leaf.slots})
+    column = {feature: k for k, feature in enumerate(features)}
+    conditions = max(len(leaf.slots) for leaf in leaves)
+    each = [
+        (row, column[f], k, slot) for row, leaf in enumerate(leaves) for k, (f, slot) in enumerate(leaf.slots.items())
+    ]
+    rows, columns, numbers, slots = zip(*each, strict=True)
+    shape = (len(leaves), len(features))
+
+    def table(values: Sequence[Any], default: Any) -> Array:
+        full = np.full(shape, default)
+        full[rows, columns] = values
+        return full
+
+    lower, lower_open, upper, upper_open, nan, found = zip(*slots, strict=True)
+    literals = np.full((*shape, max(map(len, found))), 2 * n, np.int64)
+    for row, k, chosen in zip(rows, columns, found, strict=True):
+        literals[row, k, : len(chosen)] = [number + (0 if holds else n) for number, holds in chosen]
+    bits = np.zeros((-(-conditions // BITS), *shape))
+    word, bit = np.divmod(numbers, BITS)
+    bits[word, rows, columns] = 2.0 ** (bit + 1)
+    return Piece(
+        table(lower, -np.inf),
+        table(upper, np.inf),
+        table(lower_open, False),
+        table(upper_open, False),
+        table(nan, True),
+        literals,
+        bits,
+        np.array([[sum(leaf.weights[t]) for t in targets] for leaf in leaves]),
+        np.array(features, np.int64),
+        np.array(targets, np.int64),
+        conditions,
+    )
 
 
 def program(x: Value, forest: Forest, pieces: Sequence[Piece]) -> list[Value]:
     """From rows ``[..., F]`` the sums ``[..., T]``, and what the rule needs of each piece.
 
-    That is the violations as bits, ``[..., L, words]``, their number, ``[..., L]``, and by feature, ``[..., L, F']``;
-    the last times the leaves' values where these have one target.
+    That is the violations as bits, ``[..., L]`` per word, their number, ``[..., L]``, and the share of each feature in
+    them, ``[..., L, F']``; the last times the leaves' values where these have one target.
     """
-    op, rows = x.op, list(x.shape[:-1])
+    op = x.op
     total = op.constant(_constant(forest), x.dtype)
     found: list[Value] = []
-    violated, zero = _violations(x, forest), op.zeros((*rows, 1), x.dtype)
-    both = op.Concat(violated, 1.0 - violated, zero, axis=-1)
+    tests = _violations(x, forest) if forest.tests else None
+    largest = op.Where(op.IsNaN(x), op.constant(np.inf, x.dtype), x)
     for piece in pieces:
-        leaves, s, _ = piece.literals.shape
         values = op.constant(piece.values, x.dtype)
-        each = op.ReduceMax(op.Gather(both, op.constant(piece.literals), axis=-1), [-1], keepdims=0)
-        bits = min(s, BITS)
-        power = op.constant(2.0 ** np.arange(bits), x.dtype)
-        code = op.cast(op.MatMul(op.Reshape(each, [*rows, leaves, piece.words, bits]), power), np.int32)
-        count = op.ReduceSum(each, [-1], keepdims=0)
-        reached = op.cast(op.Equal(count, 0.0), x.dtype)
-        total = total + _spread(reached @ values, piece.targets, forest.n_targets)
-        with_zero = op.Concat(op.Reshape(each, [*rows, leaves * s]), zero, axis=-1)
-        by_feature = op.Gather(with_zero, op.constant(piece.slots), axis=-1)
-        found += [code, count, by_feature * values if len(piece.targets) == 1 else by_feature]
+        violated = _violated(x, largest, tests, piece)
+        count = op.ReduceSum(violated, [-1], keepdims=0)
+        codes = [
+            op.cast(op.ReduceSum(violated * op.constant(w, x.dtype), [-1], keepdims=0), np.int32) for w in piece.bits
+        ]
+        total = total + _spread(op.cast(op.Equal(count, 0.0), x.dtype) @ values, piece.targets, forest.n_targets)
+        weight = 1.0 / op.Max(count, op.constant(1.0, x.dtype))
+        if len(piece.targets) == 1:
+            weight = weight * op.constant(piece.values[:, 0], x.dtype)
+        found += [*codes, count, violated * op.Unsqueeze(weight, [-1])]
     return [total, *found]
 
 
+def _violated(x: Value, largest: Value, tests: Value | None, piece: Piece) -> Value:
+    """``[..., L, F']``: 1 where the feature is outside of the leaf's interval or fails a test, else 0.
+
+    `largest` is `x` with infinity for NaN.
+    """
+    op = x.op
+    with np.errstate(over="ignore"):
+        lower, upper = piece.lower.astype(x.dtype), piece.upper.astype(x.dtype)
+    infinite = x.dtype.type(np.inf)
+    lower = np.where(piece.lower_open, np.nextafter(lower, infinite), lower)
+    upper = np.where(piece.upper_open, np.nextafter(upper, -infinite), upper)
+    never = (piece.lower_open & np.isposinf(lower)) | (piece.upper_open & np.isneginf(upper))
+    lower, upper = np.where(never, infinite, lower), np.where(never, -infinite, upper)
+    as_largest = bool((piece.nan == np.isposinf(upper)).all())  # NaN goes where infinity goes, as it does in most files
+    value = op.Unsqueeze(op.Gather(largest if as_largest else x, op.constant(piece.features), axis=-1), [-2])
+    outside = op.Or(value < op.constant(lower, x.dtype), value > op.constant(upper, x.dtype))
+    if not as_largest:
+        absent = op.cast(op.IsNaN(value), x.dtype)
+        outside = op.Or(outside, absent > op.constant(piece.nan, x.dtype))
+    violated = op.cast(outside, x.dtype)
+    if tests is None or not piece.literals.shape[-1]:
+        return violated
+    both = op.Concat(tests, 1.0 - tests, op.zeros((*x.shape[:-1], 1), x.dtype), axis=-1)
+    failed = op.ReduceMax(op.Gather(both, op.constant(piece.literals), axis=-1), [-1], keepdims=0)
+    return op.Max(violated, failed)
+
+
 def _violations(x: Value, forest: Forest) -> Value:
-    """``[N, tests]``: 1 where a test fails, else 0."""
+    """``[..., tests]``: 1 where a test of single numbers fails, else 0."""
     op = x.op
-    columns = []
-    for mode in MODES:
-        tests = [test for test in forest.tests if test[0] == mode]
-        if not tests:
-            continue
-        value = op.Gather(x, op.constant(np.array([feature for _, feature, _, _ in tests], np.int64)), axis=-1)
-        if mode == "BRANCH_MEMBER":
-            sets = [np.atleast_1d(np.array(members, np.float64)) for _, _, members, _ in tests]
-            table = np.full((len(sets), max(map(len, sets), default=1)), np.nan)
-            for row, members in zip(table, sets, strict=True):
-                row[: len(members)] = members
-            equal = op.Equal(op.Unsqueeze(value, [-1]), op.constant(table, x.dtype))
-            passed = op.ReduceMax(op.cast(equal, x.dtype), [-1], keepdims=0) > 0.0
-        else:
-            passed = _compare(mode, value, op.constant(np.array([number for _, _, number, _ in tests]), x.dtype))
-        missing = np.array([nan for _, _, _, nan in tests])
-        if missing.any():
-            passed = op.Or(passed, op.And(op.IsNaN(value), op.constant(missing)))
-        columns.append(1.0 - op.cast(passed, x.dtype))
-    return columns[0] if len(columns) == 1 else op.Concat(*columns, axis=-1)
-
-
-def _compare(mode: str, x: Value, number: Value) -> Value:
-    op = x.op
-    if mode == "BRANCH_NEQ":
-        return op.Not(op.Equal(x, number))
-    name = {"LEQ": "LessOrEqual", "LT": "Less", "GTE": "GreaterOrEqual", "GT": "Greater", "EQ": "Equal"}
-    return op.call(name[mode.removeprefix("BRANCH_")], x, number)
+    value = op.Gather(x, op.constant(np.array([feature for _, feature, _, _ in forest.tests], np.int64)), axis=-1)
+    sets = [np.atleast_1d(np.array(members, np.float64)) for _, _, members, _ in forest.tests]
+    table = np.full((len(sets), max(map(len, sets))), np.nan)
+    for row, members in zip(table, sets, strict=True):
+        row[: len(members)] = members
+    equal = op.Equal(op.Unsqueeze(value, [-1]), op.constant(table, x.dtype))
+    passed = op.ReduceMax(op.cast(equal, x.dtype), [-1], keepdims=0) > 0.0
+    passed = op.Xor(passed, op.constant(np.array([mode == "BRANCH_NEQ" for mode, *_ in forest.tests])))
+    missing = op.constant(np.array([nan for *_, nan in forest.tests]))
+    passed = op.Or(passed, op.And(op.IsNaN(value), missing))
+    return 1.0 - op.cast(passed, x.dtype)
 
 
 def _spread(columns: Value, places: Array, n: int) -> Value:
@@ -288,24 +311,26 @@ def interventional(ctx: Context, m: Sequence[Value]) -> Value:
     op, (*rows, n_features), n_targets = ctx.op, ctx.shape(), m[0].shape[-1]
     parts: list[Value] = []
     by_target: dict[int, Value] = {}
-    for k, piece in enumerate(ctx.attribute("pieces")):
-        code, count, violated = (ctx.y(1 + 3 * k + i) for i in range(3))
-        code0, count0, violated0 = (ctx.y0(1 + 3 * k + i) for i in range(3))
-        gain, loss = _weights(piece.conditions, op.BitwiseAnd(code, code0), count, count0)
-        letters = "n" if rows else ""
+    letters, at = "n" if rows else "", 1
+    for piece in ctx.attribute("pieces"):
+        words, t = len(piece.bits), len(piece.targets)
+        ys, y0s = ([y(at + i) for i in range(words + 2)] for y in (ctx.y, ctx.y0))
+        at += words + 2
+        weight = _weight(piece.conditions, ys[:words], y0s[:words], ys[words], y0s[words])
+        share, share0 = ys[-1], y0s[-1]
         term = f"{letters}l,{letters}lf->{letters}f"
-        if len(piece.targets) > 1:
-            values = op.constant(piece.values.T, ctx.dtype)
-            gain, loss = op.Unsqueeze(gain, [-2]) * values, op.Unsqueeze(loss, [-2]) * values
-            term = f"{letters}tl,{letters}lf->{letters}tf"
-        phi = op.Einsum(gain, violated0, equation=term) - op.Einsum(loss, violated, equation=term)
+        if t > 1:
+            values = op.Unsqueeze(op.constant(piece.values, ctx.dtype), [-1])
+            share, share0 = (op.Unsqueeze(v, [-2]) * values for v in (share, share0))
+            term = f"{letters}l,{letters}ltf->{letters}tf"
+        phi = op.Einsum(weight, share0, equation=term) - op.Einsum(weight, share, equation=term)
         phi = _spread(phi, piece.features, n_features)
-        if len(piece.targets) > 1:
+        if t > 1:
             chosen = np.eye(n_targets)[:, piece.targets]
-            parts.append(phi if len(piece.targets) == n_targets else op.constant(chosen, ctx.dtype) @ phi)
+            parts.append(phi if t == n_targets else op.constant(chosen, ctx.dtype) @ phi)
         else:
-            t = int(piece.targets[0])
-            by_target[t] = by_target[t] + phi if t in by_target else phi
+            k = int(piece.targets[0])
+            by_target[k] = by_target[k] + phi if k in by_target else phi
     if by_target:
         zero = op.zeros((*rows, n_features), ctx.dtype)
         stacked = [op.Unsqueeze(by_target.get(t, zero), [-2]) for t in range(n_targets)]
@@ -319,15 +344,29 @@ def interventional(ctx: Context, m: Sequence[Value]) -> Value:
     return op.Squeeze(op.Unsqueeze(m[0], [-2]) @ secants, [-2])
 
 
-def _weights(conditions: int, common: Value, v: Value, u: Value) -> tuple[Value, Value]:
-    """What a leaf gives to each of U and takes from each of V, ``[..., L]``, from the violations in common."""
+def _weight(conditions: int, codes: Sequence[Value], codes0: Sequence[Value], v: Value, u: Value) -> Value:
+    """``|U|! |V|! / (|U| + |V|)!`` of each leaf, ``[..., L]``, and 0 where sample and reference violate one condition.
+
+    Where they do, ``|V| >= 1``, and the weight is at most the largest ``u t^(u-1) (1-t)``, less than 1; what they have
+    in common is at least 2.
+    """
     op = v.op
-    common = op.Squeeze(common, [-1]) if common.shape[-1] == 1 else op.ReduceMax(common, [-1], keepdims=0)
-    in_reach = op.cast(op.Equal(common, op.constant(0, np.int32)), v.dtype)
-    gain, loss = op.constant(0.0, v.dtype), op.constant(0.0, v.dtype)
-    for k, (t, weight) in enumerate(gauss_legendre((conditions + 1) // 2)):
-        log_t, log_rest, log_weight = math.log(t), math.log(1.0 - t), math.log(weight)
-        more = op.Exp(v * log_rest) * op.Exp((u - 1.0) * log_t + log_weight)
-        less = op.Exp((v - 1.0) * log_rest) * op.Exp(u * log_t + log_weight)
-        gain, loss = (gain + more, loss + less) if k else (more, less)
-    return gain * in_reach, loss * in_reach
+    one = op.cast(op.Equal(u, 1.0), v.dtype)
+    nodes = radau(conditions // 2 + 1)
+    weight = op.cast(op.Equal(u, 0.0), v.dtype) + one * nodes[0][1]
+    for t, share in nodes[1:]:
+        of_reference = u * op.Exp((u - 1.0) * math.log(t) + math.log(share))
+        weight = weight + op.Exp(v * math.log(1.0 - t)) * of_reference
+    for code, code0 in zip(codes, codes0, strict=True):
+        weight = weight - op.cast(op.BitwiseAnd(code, code0), v.dtype)
+    return op.Relu(weight)
+
+
+def radau(n: int) -> list[tuple[float, float]]:
+    """Nodes, the first of them 0, and weights on [0, 1], exact for polynomials up to degree ``2 n - 2``."""
+    legendre = np.polynomial.legendre.Legendre.basis
+    inner = np.sort(((legendre(n - 1) + legendre(n)) // np.polynomial.Legendre([1.0, 1.0])).roots().real)
+    found = [(0.0, 1.0 / n**2)]
+    for x in inner:
+        found.append(((1.0 + x) / 2, (1.0 - x) / (2 * n**2 * legendre(n - 1)(x) ** 2)))
+    return found

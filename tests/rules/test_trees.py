@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from deepshap_ir import DeepExplainer
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Array
+from deepshap_ir.rules.trees import radau
 from deepshap_ir.testing import exact_shapley
 
 MODES = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER"]
@@ -352,3 +354,28 @@ def test_agrees_with_shap_on_a_forest() -> None:
     got = DeepExplainer(exported(forest), references).shap_values(samples)[..., 0]
     other = shap.TreeExplainer(forest, references, feature_perturbation="interventional", model_output="raw")
     np.testing.assert_allclose(got, other.shap_values(samples, check_additivity=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_missing_values_and_infinite_thresholds(missing: bool) -> None:
+    """``x <= inf`` sends all numbers one way and NaN the other; every kind of branch, with and without that."""
+    attributes = regressor(seed=13, trees=8, depth=5, modes=MODES[:6], missing=missing, grid=True)
+    rng = np.random.default_rng(3)
+    attributes["nodes_values"] = [
+        float(rng.choice([np.inf, -np.inf])) if rng.random() < 0.2 else value for value in attributes["nodes_values"]
+    ]
+    model, samples, references = model_of("TreeEnsembleRegressor", attributes), rows(1, 5, grid=True), rows(2, 4, True)
+    for data in (samples, references):
+        data[rng.random(data.shape) < 0.3] = np.nan
+    assert_exact(model, samples, references)
+
+
+@pytest.mark.parametrize("conditions", [1, 2, 5, 10, 24, 60])
+def test_weights_are_exact_on_the_nodes(conditions: int) -> None:
+    nodes = radau(conditions // 2 + 1)
+    assert nodes[0][0] == 0
+    assert min(t for t, _ in nodes[1:]) > 0 if conditions > 1 else len(nodes) == 1
+    for u in range(1, conditions + 1):
+        for v in range(conditions + 1 - u):
+            weight = u * sum(share * t ** (u - 1) * (1 - t) ** v for t, share in nodes)
+            np.testing.assert_allclose(weight, 1 / math.comb(u + v, u), atol=1e-10)
