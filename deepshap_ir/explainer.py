@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from deepshap_ir import saving
+from deepshap_ir.converters import onnx_file
 from deepshap_ir.converters.registry import Conversion, Settings, find
 from deepshap_ir.custom_ops import CustomOp, CustomOps
 from deepshap_ir.engine.attribution import Attributions, Layout
@@ -124,8 +125,7 @@ class DeepExplainer:
         self.data = data
         places = tuple([at] if isinstance(at, str) else at or ())
         settings = Settings(output, places, hold, batch_axes or {}, session, learning_phase_flags)
-        if not isinstance(model, Conversion):
-            find(model, settings)
+        is_onnx = not isinstance(model, Conversion) and find(model, settings) is onnx_file
         self._given_limit = memory_limit
         self._rules = rules
         self._setup = Setup(
@@ -142,7 +142,7 @@ class DeepExplainer:
             progress=progress,
             custom_ops=CustomOps.of(custom_ops),
         )
-        self._source = saving.Source.of(model)
+        self._source = saving.Source.of(model) if is_onnx else saving.Source(model)
         self._expected: Array | None = None
         self._known: list[Specialisation] = []
         if not callable(data):

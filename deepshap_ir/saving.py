@@ -56,7 +56,7 @@ class Source:
 
     @classmethod
     def of(cls, model: Any) -> Source:
-        """Of what a user gave."""
+        """Of an ONNX model as a user gave it."""
         if isinstance(model, ModelProto) or hasattr(model, "read") or comes_from(model, "onnx_ir", "Model"):
             return cls(load_model(model))
         if isinstance(model, bytearray | memoryview):

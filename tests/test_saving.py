@@ -178,7 +178,19 @@ def in_new_process(code: str) -> str:
 
 def test_a_module_is_read_without_its_framework(tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
-    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()).eval()
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def read(self, x: Any) -> Any:  # which makes it no file
+            return self.layer(x)
+
+        def forward(self, x: Any) -> Any:
+            return torch.tanh(self.read(x))
+
+    module = Net().eval()
     e = DeepExplainer(module, torch.from_numpy(BACKGROUND))
     e.save(tmp_path / "e.zip")
     (tmp_path / "e.pickle").write_bytes(pickle.dumps(e))
