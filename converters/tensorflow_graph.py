@@ -55,11 +55,9 @@ class Frozen:
 
         Whatever reads a tensor that is marked reads it through the mark.
         """
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-        function = convert_variables_to_constants_v2(concrete, lower_control_flow=False, aggressive_inlining=True)
-        graph = function.graph.as_graph_def(add_shapes=True)
-        inputs, outputs = [t.name for t in function.inputs], [t.name for t in function.outputs]
+        graph = _constants(concrete)
+        inputs = [t.name for t in concrete.inputs if t.dtype.name != "resource"]
+        outputs = [t.name for t in concrete.outputs]
         nodes = {node.name: node for node in graph.node}
         for external, internal in concrete.graph.captures:
             if internal.name in inputs[count:]:
@@ -78,6 +76,21 @@ def _node(tensor: str) -> str:
 
 def _full(tensor: str) -> str:
     return tensor if ":" in tensor else f"{tensor}:0"
+
+
+def _constants(concrete: Any) -> Any:
+    """Return the graph of a concrete function with the values of its variables."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from tf2onnx import tf_loader
+
+    try:
+        function = convert_variables_to_constants_v2(concrete, lower_control_flow=False, aggressive_inlining=True)
+    except ValueError as error:
+        if "incompatible with expected resource" not in str(error):
+            raise
+        # layers with dropout count up a seed when they are called for predictions too
+        return tf_loader.fix_freezing_errors(tf_loader.convert_variables_to_constants_large_model(concrete))
+    return function.graph.as_graph_def(add_shapes=True)
 
 
 def _inlined(graph: Any, outputs: Sequence[str]) -> Any:
