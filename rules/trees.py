@@ -26,7 +26,7 @@ from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expa
 from deepshap_ir.rules.classical import as_output, label, of_targets, of_two_classes
 from deepshap_ir.rules.joined import joined
 from deepshap_ir.rules.shapley import quotient
-from deepshap_ir.rules.tree_tables import Forest, Leaf, forest_by_ids, forest_by_position
+from deepshap_ir.rules.tree_tables import Forest, Leaf, Slot, forest_by_ids, forest_by_position
 
 BITS = 24
 """Conditions per integer: as many as float32 adds up exactly. The lowest bit is 2."""
@@ -194,10 +194,15 @@ def _piece(forest: Forest, leaves: Sequence[Leaf], targets: Sequence[int]) -> Pi
     features = sorted({f for leaf in leaves for f in leaf.slots})
     column = {feature: k for k, feature in enumerate(features)}
     conditions = max(len(leaf.slots) for leaf in leaves)
-    each = [
-        (row, column[f], k, slot) for row, leaf in enumerate(leaves) for k, (f, slot) in enumerate(leaf.slots.items())
-    ]
-    rows, columns, numbers, slots = zip(*each, strict=True)
+    rows: list[int] = []
+    columns: list[int] = []
+    numbers: list[int] = []
+    slots: list[Slot] = []
+    for row, leaf in enumerate(leaves):
+        rows += [row] * len(leaf.slots)
+        columns += [column[feature] for feature in leaf.slots]
+        numbers += range(len(leaf.slots))
+        slots += leaf.slots.values()
     shape = (len(leaves), len(features))
 
     def table(values: Sequence[Any], default: Any) -> Array:
