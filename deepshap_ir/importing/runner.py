@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -75,7 +76,7 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     providers = ["CPUExecutionProvider"]
-    if model.ByteSize() < _MAX_PROTO_BYTES:
+    if _fits_protobuf(model):
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -83,6 +84,13 @@ def _session(model: ModelProto) -> onnxruntime.InferenceSession:
         copy.CopyFrom(model)
         onnx.save(copy, path, save_as_external_data=True, location="weights")
         return onnxruntime.InferenceSession(path, options, providers=providers)
+
+
+def _fits_protobuf(model: ModelProto) -> bool:
+    try:
+        return bool(model.ByteSize() < _MAX_PROTO_BYTES)
+    except EncodeError:  # which is how protobuf answers beyond 2 GiB
+        return False
 
 
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
