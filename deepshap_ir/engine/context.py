@@ -214,14 +214,28 @@ class Context(_NodeView):
     def forward(self, *inputs: Value | None, j: int = 0) -> Value:
         """Output `j` of the same node on other inputs."""
         given = [*inputs, *[None] * (len(self.node.inputs) - len(inputs))]
+        self._fits(given)
         result = self.op.node(self.node, given, self.graph)[j]
         if result is None:
             raise RuleError(f"output {j} is not computed")
         return result
 
+    def _fits(self, given: Sequence[Value | None]) -> None:
+        """Check inputs: the shapes of the outputs are those of the node, whatever it is given."""
+        if len(given) > len(self.node.inputs):
+            raise RuleError(f"{len(given)} inputs are given, the node has {len(self.node.inputs)}")
+        for i, (name, value) in enumerate(zip(self.node.inputs, given, strict=True)):
+            expected = self.graph.shapes.get(name)
+            if value is not None and expected is not None and value.shape != expected:
+                raise RuleError(f"input {i} is given in shape {value.shape}, the node has it in {expected}")
+            if value is None and name and i == 0:
+                raise RuleError("input 0 is not given")
+
     def at(self, xs: Sequence[Value | None], x0s: Sequence[Value | None] | None = None) -> Context:
         """The same node between other points; at one point where `x0s` is left out."""
         x0s = xs if x0s is None else x0s
+        self._fits(xs)
+        self._fits(x0s)
         # at one point every rule gives the derivative, but only of inputs that it is told vary
         apart = [_Twin.of(b) if b is a and self.varies(i) else b for i, (a, b) in enumerate(zip(xs, x0s, strict=True))]
         ys = self.op.node(self.node, xs, self.graph)

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from onnx import helper
 
+from deepshap_ir.engine.calls import check_call
 from deepshap_ir.engine.inference import BROADCASTING, fold, infer
 from deepshap_ir.engine.value import AXES, INTERNAL, OUTPUT, Operand, Operator, Step, Type, Value, union
+from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Emitter:
 
     def __getattr__(self, op_type: str) -> Operator:
         if not op_type[0].isupper():
-            raise AttributeError(op_type)
+            raise AttributeError(f"{op_type!r}: operators are spelled as in ONNX, such as op.Relu")
         return cast(Operator, partial(self.call, op_type))
 
     @overload
@@ -63,6 +65,7 @@ class Emitter:
         """Emit ``"OpType"`` or ``"domain::OpType"``; a `Value`, or a tuple of them where ``outputs=n`` is given."""
         domain, _, op_type = operator.rpartition("::")
         values = self._operands(inputs)
+        check_call(op_type, domain, self.opsets[""], self, values, attributes)
         results = self.emit(op_type, domain, values, attributes, outputs or 1)
         return results[0] if outputs is None else results
 
@@ -248,8 +251,10 @@ class Emitter:
             if operand is None or isinstance(operand, Value):
                 values.append(operand)
                 continue
-            data = np.asarray(operand)
             listed = isinstance(operand, list | tuple)
+            if isinstance(operand, list | tuple) and any(v is None or isinstance(v, Value) for v in operand):
+                raise RuleError("an operand is a list of values, not one value; m has an entry per output: m[0]")
+            data = np.asarray(operand)
             if listed and (data.size == 0 or data.dtype.kind in "iu"):
                 data = data.astype(np.int64)
             elif data.dtype.kind == "f":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -128,6 +128,28 @@ class Value:
 
     def __invert__(self) -> Value:
         return self.op.Not(self)
+
+    def __pow__(self, other: Operand) -> Value:
+        return self.op.Pow(self, other)
+
+    def __rpow__(self, other: Operand) -> Value:
+        return self.op.Pow(other, self)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, int | float | np.ndarray | np.generic):
+            raise TypeError("== of values is whether they are one: compare numbers with op.Equal")
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> Value:
+        raise TypeError(f"{self!r} is known only when the program runs: take parts with op.Slice or op.Gather")
+
+    def __array__(self, *_: object, **__: object) -> Array:
+        raise TypeError(f"{self!r} is known only when the program runs: write op.Where, not np.where")
+
+    def __iter__(self) -> Iterator[Value]:
+        raise TypeError(f"{self!r} is known only when the program runs: op.ReduceSum sums, op.Slice takes parts")
 
     def __bool__(self) -> bool:
         raise TypeError(f"{self!r} is known only when the program runs: select with op.Where, not with 'if'")

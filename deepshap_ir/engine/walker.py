@@ -170,7 +170,7 @@ class Walker:
                 raise
             raise type(error)(f"{place}: {error}") from error
         except Exception as error:
-            raise RuleError(f"{place} failed: {type(error).__name__}: {error}") from error
+            raise RuleError(f"{place} failed: {type(error).__name__}: {error}{_hint(error)}") from error
         finally:
             self._depth -= 1
         result = [self._checked(context, i, m, place) for i, m in enumerate(_listed(context, answer, place))]
@@ -193,6 +193,8 @@ class Walker:
             raise RuleError(f"{place} gives no multiplier for input {i}, which varies; a zero must be said: op.zeros")
         if not isinstance(m, Value):
             raise RuleError(f"{place} gives a {type(m).__name__} for input {i}, not a Value")
+        if m.op is not self.op:
+            raise RuleError(f"{place} gives a value of another program for input {i}; it may not keep values")
         x = context.x(i)
         dtype = x.dtype if x.is_float else self.op.dtype
         if not x.is_float and m.is_float:
@@ -250,6 +252,16 @@ class Walker:
             None if x is None or x is x0 else found.get(name, self.op.zeros(x.shape))
             for name, x, x0 in zip(body.inputs, xs, x0s, strict=True)
         ]
+
+
+def _hint(error: Exception) -> str:
+    """What to write instead."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return ". ctx.vjp asks the node's rule, which is this one; ctx.usual asks the next"
+    if isinstance(error, TypeError) and ("ufunc" in text or "not Value" in text or "not 'Value'" in text):
+        return ". A value is known only when the program runs: write ctx.op.Tanh(x), not np.tanh(x)"
+    return ""
 
 
 def fit(op: Emitter, m: Value, shape: tuple[int, ...]) -> Value | None:

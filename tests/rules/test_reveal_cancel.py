@@ -12,6 +12,11 @@ import pytest
 from onnx import numpy_helper
 
 from deepshap_ir import DeepExplainer
+from deepshap_ir.engine.backends import Reference
+from deepshap_ir.engine.registry import Resolver
+from deepshap_ir.engine.rule_sets import rule_sets
+from deepshap_ir.importing.runner import Runner
+from deepshap_ir.testing import Runner as Multipliers
 from deepshap_ir.testing import exact_shapley
 from tests.onnx_text import Array, data, parsed
 
@@ -166,6 +171,30 @@ def test_however_a_layer_is_written(spelled: str) -> None:
     agrees(f"{weights} {spelled}", f"{weights} {PLAIN}")
 
 
+@pytest.mark.parametrize(
+    "attributes", ["", "<strides = [2, 1], pads = [1, 0, 1, 1]>", "<group = 2>", "<dilations = [2, 1]>"]
+)
+def test_a_convolution_is_the_matrix_that_it_is(attributes: str) -> None:
+    rng = np.random.default_rng(3)
+    kernel = rng.normal(size=(2, 1 if "group" in attributes else 2, 2, 2)).astype(np.float32)
+    head = f"{{ c = Conv{attributes}(x, k, b) h = Flatten(c) "
+    image = "(float[N,2,4,3] x) => (float[N,M] y)"
+    conv = parsed(head + "a = Relu(h) y = MatMul(a, v) }", image)
+    linear = parsed(head + "y = Identity(h) }", image)
+    bias = np.array([0.3, -0.2], np.float32)
+    weights = [numpy_helper.from_array(kernel, "k"), numpy_helper.from_array(bias, "b")]
+    linear.graph.initializer.extend(weights)
+    rows = np.concatenate([np.zeros((1, 24)), np.eye(24)]).reshape(-1, 2, 4, 3).astype(np.float32)
+    made = Runner(linear).run({"x": rows})["y"]
+    matrix, offset = made[1:] - made[0], made[0]
+    last = rng.normal(size=(matrix.shape[1], 2)).astype(np.float32)
+    conv.graph.initializer.extend([*weights, numpy_helper.from_array(last, "v")])
+    x, x0 = data(2, 2, 4, 3, seed=5), data(2, 2, 4, 3, seed=6)
+    found = DeepExplainer(conv, x0, rules="reveal_cancel").shap_values(x)
+    plain = DeepExplainer(dense([(matrix, offset), (last, np.zeros(2))]), x0.reshape(2, 24), rules="reveal_cancel")
+    np.testing.assert_allclose(found.reshape(2, 24, 2), plain.shap_values(x.reshape(2, 24)), rtol=1e-3, atol=1e-5)
+
+
 def test_an_activation_is_one_term_of_a_sum() -> None:
     """What the parts of its input did to it does not reach the next layer: a ReLU's output counts as a whole."""
     layers = layers_of(4, 5, 3, 1, seed=4)
@@ -185,12 +214,7 @@ def test_where_reference_and_sample_are_equal_the_multiplier_is_the_derivative()
     x = data(1, 4)
     explainer = DeepExplainer(dense(layers, "Tanh"), x, rules="reveal_cancel", precision="float64")
     np.testing.assert_array_equal(explainer.shap_values(x), 0)
-    from deepshap_ir.engine.backends import Reference
-    from deepshap_ir.engine.registry import Resolver
-    from deepshap_ir.engine.rule_sets import rule_sets
-    from deepshap_ir.testing import Runner
-
-    runner = Runner(explainer.graph, Resolver(rule_sets("reveal_cancel")), Reference())
+    runner = Multipliers(explainer.graph, Resolver(rule_sets("reveal_cancel")), Reference())
     (m,) = runner.multipliers([x[:, None]], [x[:, None]], np.ones((1, 1, 1)))
     w, b = (a.astype(float) for a in layers[0])
     slope = 1 - np.tanh(x.astype(float) @ w + b) ** 2
