@@ -190,7 +190,10 @@ def _refusal(node: NodeProto, kind: str, found: Dependence) -> str | None:
     if kind in _RANDOM:
         return "it is random"
     if node.domain == "com.microsoft.nchwc":
-        return "it is in a memory layout of onnxruntime's own: save the model without graph optimisation"
+        return (
+            "it is in a memory layout for one kind of processor: save the model at ORT_ENABLE_EXTENDED or without "
+            "graph optimisation"
+        )
     if kind in _DYNAMIC:
         if found.depends(node.input):
             return "the shape of its output depends on data"
