@@ -34,6 +34,7 @@ class Recipe:
     values : input -> a kind of value, one of `KINDS`, or an array that is one value for all rows.
     hold : inputs that are not explained.
     lengths : value of the held inputs that are integers with one number per row.
+    outputs : how many are explained at most.
     references, samples : how many rows.
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
     hold: tuple[str, ...] = ()
     lengths: int | None = None
+    outputs: int = 3
     references: int = 3
     samples: int = 2
 

