@@ -37,7 +37,9 @@ class DeepExplainer:
     ----------
     model
         An ONNX model: a path, bytes, a file object, an `onnx.ModelProto` or an `onnx_ir.Model`. A `torch.nn.Module`,
-        or a pair ``(module, layer)``: then the attributions are at the inputs of that layer.
+        or a pair ``(module, layer)``: then the attributions are at the inputs of that layer. A Keras model, such a
+        pair of one, or a pair of its tensors, ``(input or list of them, output)``; a TensorFlow module or function;
+        a pair of tensors of a TensorFlow 1 graph. The path of a Keras file or SavedModel.
     data
         The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
         name; each a numpy array, a tensor of any framework or a DataFrame, whose columns name the features and are
@@ -302,7 +304,7 @@ class DeepExplainer:
         """Write the explainer to one file, whole or not at all, from which `load` makes it without any framework.
 
         The file is a zip archive of the ONNX model, the background and the settings. Rules other than names of rule
-        sets, and a function in place of a background are not in it: give them again on `load`.
+        sets, kernels, and a function in place of a background are not in it: give them again on `load`.
 
         Parameters
         ----------
@@ -333,7 +335,7 @@ class DeepExplainer:
         data : another background; needed where it was a function.
         rules : rules of your own; needed where the explainer had some.
         settings : of where and how it runs, if not as saved: `backend`, `providers`, `precision`, `memory_limit`,
-            `progress`, `threads`, `options`.
+            `progress`, `threads`, `options`, `custom_ops`.
 
         Raises
         ------
@@ -344,7 +346,9 @@ class DeepExplainer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.data if callable(self.data) else None
-        return _loaded, (type(self), saving.to_bytes(self._contents()), data, self._rules)
+        kernels = self._setup.custom_ops
+        again = {"rules": self._rules, "custom_ops": [*kernels.libraries, *kernels.functions]}
+        return _loaded, (type(self), saving.to_bytes(self._contents()), data, again)
 
     @staticmethod
     def supports_model_with_masker(model: Any, masker: Any) -> bool:
@@ -414,7 +418,7 @@ class DeepExplainer:
         """What `save` writes."""
         program, setup = self._latest, self._setup
         conversion, imported = program.conversion, program.imported
-        hold, named = conversion.hold, saving.by_name(self._rules)
+        hold, named, kernels = conversion.hold, saving.by_name(self._rules), setup.custom_ops
         return saving.Contents(
             model=self._source.loaded(conversion.model),
             settings={
@@ -440,9 +444,10 @@ class DeepExplainer:
             },
             background=None if callable(self.data) else imported.background,
             columns={spec.name: spec.columns for spec in imported.specs if spec.columns is not None},
+            own_kernels=[str(getattr(k, "__name__", k)) for k in (*kernels.libraries, *kernels.functions)],
             own_rules=[] if named is not None else saving.described(rule_sets(self._rules)),
         )
 
 
-def _loaded(cls: type[DeepExplainer], content: bytes, data: Any, rules: Any) -> DeepExplainer:
-    return cls.load(io.BytesIO(content), data=data, rules=rules)
+def _loaded(cls: type[DeepExplainer], content: bytes, data: Any, again: Mapping[str, Any]) -> DeepExplainer:
+    return cls.load(io.BytesIO(content), data=data, **again)

@@ -96,6 +96,7 @@ class Contents:
     background : by input name; None where the references are a function.
     columns : input name -> labels of the columns of its background.
     own_rules : the operators and nodes with rules of the user's own, other than sets by name.
+    own_kernels : names of the kernels of the user's own operators.
     """
 
     model: ModelProto
@@ -103,6 +104,7 @@ class Contents:
     background: dict[str, Array] | None
     columns: dict[str, Any] = field(default_factory=dict)
     own_rules: list[str] = field(default_factory=list)
+    own_kernels: list[str] = field(default_factory=list)
 
     def arguments(self, data: Any, rules: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `deepshap_ir.DeepExplainer`.
@@ -126,6 +128,11 @@ class Contents:
             raise InputError(
                 f"load: the explainer had rules of its own, for {', '.join(map(repr, self.own_rules))}; functions are "
                 "not saved, so give them again: rules=."
+            )
+        if self.own_kernels and not changes.get("custom_ops"):
+            raise InputError(
+                f"load: the explainer had kernels of its own, {', '.join(map(repr, self.own_kernels))}, which are not "
+                "saved; give them again: custom_ops=."
             )
         if data is None and self.background is None:
             raise InputError(
@@ -247,6 +254,7 @@ def _write_archive(file: BinaryIO, contents: Contents) -> None:
         "background": None if background is None else _packed(background, arrays, "background"),
         "columns": _packed(contents.columns, arrays, "columns"),
         "own_rules": contents.own_rules,
+        "own_kernels": contents.own_kernels,
     }
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("explainer.json", json.dumps(manifest, indent=1))
@@ -277,6 +285,7 @@ def _read_archive(archive: zipfile.ZipFile, name: str) -> Contents:
         None if background is None else _unpacked(background, arrays),
         _unpacked(manifest["columns"], arrays),
         list(manifest["own_rules"]),
+        list(manifest["own_kernels"]),
     )
 
 

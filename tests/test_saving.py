@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.reference.op_run import OpRun
 
 from deepshap_ir import DeepExplainer, InputError, ModelError, saving
 from deepshap_ir.extend import Context, Value
@@ -229,6 +230,32 @@ def test_rules_are_given_again() -> None:
         again(e)
     same(e, again(e, rules={"Tanh": secant, "Sigmoid": secant}))
     same(e, pickle.loads(pickle.dumps(e)))
+
+
+class Halved(OpRun):
+    """``x / 2``."""
+
+    op_domain = "lab"
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return ((x / 2).astype(x.dtype),)
+
+
+def half(ctx: Context, m: Any) -> Value:
+    value: Value = m[0] * 0.5
+    return value
+
+
+def test_kernels_are_given_again() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "lab" : 1]> g (float[N,4] x) => (float[N,4] y) '
+        "{ h = lab.Halved(x) y = Tanh(h) }"
+    )
+    settings: dict[str, Any] = {"rules": {"lab::Halved": half}, "custom_ops": [Halved]}
+    e = DeepExplainer(model, BACKGROUND, backend="reference", **settings)
+    with pytest.raises(InputError, match=r"kernels of its own, 'Halved', .* give them again: custom_ops="):
+        again(e, rules=settings["rules"])
+    same(e, again(e, **settings))
 
 
 def test_a_function_for_the_references_is_given_again() -> None:
