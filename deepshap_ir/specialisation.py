@@ -184,7 +184,15 @@ class Specialisation:
 
     def read(self, data: Any) -> tuple[dict[str, Array], int]:
         """Samples by input name, ``[N, *shape]``, and their number."""
-        arrays, n = self.imported.read(self.conversion.data(data, "samples"))
+        try:
+            arrays, n = self.imported.read(self.conversion.data(data, "samples"))
+        except InputError as error:
+            if self.setup.own_references or self.fits(data):
+                raise
+            raise InputError(
+                f"{error} The background fixes the shape; references by a function, data=function, may follow that of "
+                "the samples, where the model takes any."
+            ) from None
         return {name: self.layout.rows(name, a) for name, a in arrays.items()} | self._explained_rows(arrays, n), n
 
     def own_references(self, function: Callable[[Any], Any], samples: Mapping[str, Array]) -> OwnReferences:

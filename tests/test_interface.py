@@ -297,7 +297,10 @@ def test_shapes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lengths_that_do_not_fit() -> None:
     e = DeepExplainer(parsed(LENGTHS, ANY_LENGTH), data(B, 5, 4))
-    with pytest.raises(InputError, match=r"samples of input 'x': expected shape \[rows, 5, 4\], given \[3, 8, 4\]"):
+    message = (
+        r"samples of input 'x': expected shape \[rows, 5, 4\], given \[3, 8, 4\]\. The background fixes .* function"
+    )
+    with pytest.raises(InputError, match=message):
         e.shap_values(data(N, 8, 4))
     own = DeepExplainer(parsed(LENGTHS, "(float[N,5,4] x) => (float[N,4] y)"), lambda sample: data(B, 5, 4))
     own.shap_values(data(N, 5, 4))
