@@ -63,6 +63,13 @@ def unchanged(module: nn.Module) -> Iterator[None]:
                 if isinstance(value, dict | list | set):
                     stack.callback(restore, value, value.copy())
             stack.callback(restore, attributes, attributes.copy())
+            for name, child in list(layer._modules.items()):
+                # those that spread a batch over devices or processes do not export
+                while comes_from(child, "torch", "DataParallel") or comes_from(
+                    child, "torch", "DistributedDataParallel"
+                ):
+                    child = child.module
+                layer._modules[name] = child
             attributes["training"] = False
             attributes["_compiled_call_impl"] = None
         yield
