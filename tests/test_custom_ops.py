@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime_extensions
 import pytest
 from onnx import ModelProto, parser
 from onnx.reference.op_run import OpRun
+from typer.testing import CliRunner
 
 from deepshap_ir import DeepExplainer, InputError, ModelError, NonFiniteError, RuleError, UnsupportedOperatorError
+from deepshap_ir.commands.cli import app
 from deepshap_ir.engine.lowering import BATCHING
 from deepshap_ir.extend import RuleSet, takes_batches
 from tests.onnx_text import Array, data
@@ -184,3 +187,42 @@ def test_an_expansion_that_gives_too_little_is_named() -> None:
     rules.expand("lab::Scaled")(lambda ctx: ctx.op.Relu(ctx.x()))
     with pytest.raises(ModelError, match=r"the expansion of lab::Scaled node 'mine' gives 1 of 2 outputs"):
         DeepExplainer(SCALED, BACKGROUND, rules=rules)
+
+
+# --- the command line
+
+
+def deepshap(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(NEGPOS, "model.onnx")
+    np.save("background.npy", BACKGROUND)
+    np.save("samples.npy", SAMPLES)
+    data_files = ["-b", "background.npy", "-s", "samples.npy", "-o", "out.npz"]
+    more = ["--custom-ops", LIBRARY, "--rules", "universal"]
+    inspected = deepshap("inspect", "model.onnx", *more)
+    assert inspected.exit_code == 0, inspected.output
+    assert "alternatives.any_function" in inspected.stdout
+    explained = deepshap("explain", "model.onnx", *data_files, *more)
+    assert explained.exit_code == 0, explained.output
+    with np.load("out.npz") as archive:
+        np.testing.assert_allclose(archive["values"].sum(1), expected().sum(1), rtol=1e-3, atol=1e-4)
+    refused = deepshap("explain", "model.onnx", *data_files)
+    assert refused.exit_code == 2
+    assert "needs a kernel or an expansion: --custom-ops LIBRARY" in refused.stderr
+
+
+def test_inspection_with_an_expansion_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(SCALED, "model.onnx")
+    Path("mine.py").write_text(
+        "from deepshap_ir.extend import expand\n\n@expand('lab::Scaled')\ndef scaled(ctx):\n"
+        "    y = ctx.op.Relu(ctx.x()) * ctx.attribute('scale', 1.0)\n"
+        "    return y, ctx.op.ReduceSum(y, [-1], keepdims=1)\n"
+    )
+    inspected = deepshap("inspect", "model.onnx", "--rules", "mine.py")
+    assert inspected.exit_code == 0, inspected.output
+    assert "Every operator has a rule" in inspected.stdout

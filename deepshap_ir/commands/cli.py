@@ -21,6 +21,7 @@ OPTIONS = {
     "check_additivity=False": "--no-check",
     "precision='float64'": "--precision float64",
     "with output=": "with --output",
+    "custom_ops=[...]": "--custom-ops LIBRARY",
     "inputs=[name]": "--input NAME",
     "hold=[name]": "--hold NAME",
 }
@@ -95,6 +96,11 @@ Rules = Annotated[
     ),
 ]
 
+CustomOps = Annotated[
+    list[Path] | None,
+    typer.Option("--custom-ops", metavar="LIBRARY", help="A library of onnxruntime kernels for operators of your own."),
+]
+
 
 class Backend(StrEnum):
     """What runs the graphs."""
@@ -146,6 +152,7 @@ def explain(
         list[str] | None, typer.Option(metavar="COLUMN", help="A column of the tables to leave out.")
     ] = None,
     rules: Rules = None,
+    custom_ops: CustomOps = None,
     backend: Annotated[Backend, typer.Option(help="reference is numpy: slow, the oracle.")] = Backend.onnxruntime,
     provider: Annotated[
         list[str] | None,
@@ -185,6 +192,7 @@ def explain(
         inputs=inputs or (),
         hold=hold or (),
         rules=load_rules(rules or ()),
+        custom_ops=custom_ops or (),
         drop=drop or (),
         check=check,
         backend=backend.value,
@@ -208,6 +216,7 @@ def inspect(
     inputs: Inputs = None,
     hold: Hold = None,
     rules: Rules = None,
+    custom_ops: CustomOps = None,
     shape: Shapes = None,
     background: Annotated[
         Path | None, typer.Option("--background", "-b", help="Rows to trace the model of a framework with.")
@@ -227,6 +236,7 @@ def inspect(
         inputs=inputs or (),
         hold=hold or (),
         rules=load_rules(rules or ()),
+        custom_ops=custom_ops or (),
         shapes=dict(map(_shape, shape or ())),
         background=background,
     )

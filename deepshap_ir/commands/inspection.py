@@ -13,6 +13,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from deepshap_ir.commands.explain_files import Choices, fed_inputs
 from deepshap_ir.commands.model_files import is_onnx, open_model
 from deepshap_ir.commands.tables import Input
+from deepshap_ir.custom_ops import CustomOp, CustomOps
+from deepshap_ir.engine.expansion_kernels import expansion_functions
 from deepshap_ir.engine.registry import Resolver, RuleSet
 from deepshap_ir.engine.rule_sets import check_keys
 from deepshap_ir.errors import InputError, ModelError, UnsupportedOperatorError
@@ -83,6 +85,7 @@ def inspect_model(
     inputs: Sequence[str] = (),
     hold: Sequence[str] = (),
     rules: Sequence[RuleSet] = (),
+    custom_ops: Sequence[CustomOp] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     background: Path | None = None,
 ) -> Inspection:
@@ -92,6 +95,7 @@ def inspect_model(
     ----------
     path : a file, of ONNX or of a framework.
     output, inputs, hold, rules : see `Choices.of`; all float outputs by default.
+    custom_ops : as `DeepExplainer` takes them.
     shapes : of inputs, batch axis included, where the file leaves dimensions free; 1 otherwise.
     background : rows to trace the model of a framework with; shapes do too.
 
@@ -107,11 +111,13 @@ def inspect_model(
     chosen = Choices.of(model, output, inputs, hold, rules)
     outputs = [chosen.output] if chosen.output is not None else _float_outputs(model)
     resolver = Resolver(chosen.rules)
+    kernels = CustomOps.of(custom_ops).with_functions(expansion_functions(resolver))
     found: dict[str, tuple[Node, bool]] = {}
     explained, graphs, refusal = [], [], None
     for name in outputs:
         try:
-            imported = _imported(model, Choices(name, None, chosen.inputs, chosen.hold), resolver, shapes or {})
+            with kernels.known():
+                imported = _imported(model, Choices(name, None, chosen.inputs, chosen.hold), resolver, shapes or {})
         except UnsupportedOperatorError as error:
             refusal = str(error)
             continue
