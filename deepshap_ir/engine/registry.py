@@ -61,7 +61,7 @@ class RuleSet:
     all : the rule for every node that has none of its own here.
     general : operators are joined and expanded as if the set were not there.
     last : the set is asked only where no other, not even the built-in one, has a rule.
-    borrowed : operator or node name -> the set that is asked for it.
+    borrowed, borrowed_nodes : operator, or node name -> the set that is asked for it.
     keys : what a user's mapping names, each of which must be an operator or a node of the model.
     """
 
@@ -72,6 +72,7 @@ class RuleSet:
     general: bool = False
     last: bool = False
     borrowed: dict[str, RuleSet] = field(default_factory=dict)
+    borrowed_nodes: dict[str, RuleSet] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
 
     def rule(
@@ -151,8 +152,8 @@ class RuleSet:
         A loop of known length may be taken apart: its node `step` is then ``step/0``, ``step/1`` and so on.
         """
         for name in (node.name, copied_from(node.name)):
-            if name in self.borrowed:
-                return self.borrowed[name].by_operator(node)
+            if name in self.borrowed_nodes:
+                return self.borrowed_nodes[name].by_operator(node)
             if name in self.nodes:
                 return self.nodes[name]
         return None

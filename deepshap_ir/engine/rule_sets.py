@@ -12,7 +12,7 @@ import onnx
 
 from deepshap_ir.engine.registry import Rule, RuleFunction, RuleSet, copied_from
 from deepshap_ir.errors import InputError, RuleError
-from deepshap_ir.graph import Graph
+from deepshap_ir.graph import Graph, Node
 
 GROUP = "deepshap_ir.rule_sets"
 """Entry points of this group: the name of a set, and the object in a module that is the `RuleSet`."""
@@ -102,6 +102,8 @@ def rule_set(rules: Rules | None) -> RuleSet:
     for key, function in rules.items():
         if isinstance(function, str):
             made.borrowed[key] = find_rule_set(function)
+            if key not in _standard_operators():
+                made.borrowed_nodes[key] = made.borrowed[key]
             continue
         if not callable(function):
             raise RuleError(f"the rule for {key!r} is a {type(function).__name__}, not a function (ctx, m)")
@@ -128,16 +130,17 @@ def check_keys(sets: Iterable[RuleSet], *graphs: Graph) -> None:
 
     Raises
     ------
-    InputError : naming those that are not, and what comes close.
+    InputError : naming those that are not, and what comes close; or a set that is named for what it has no rule for.
     """
     operators: set[str] = set()
     nodes: set[str] = set()
-    for one in (inner for graph in graphs for inner in _graphs(graph)):
-        operators.update(node.operator for node in one.nodes)
-        nodes.update(name for node in one.nodes for name in (node.name, copied_from(node.name)))
+    found = [node for graph in graphs for inner in _graphs(graph) for node in inner.nodes]
+    operators.update(node.operator for node in found)
+    nodes.update(name for node in found for name in (node.name, copied_from(node.name)))
     lines = []
     for given in sets:
         for key in given.keys:
+            _check_borrowed(key, given, found)
             if key in operators or (key in nodes and key not in _standard_operators()):
                 continue
             lines.append(f"  {key!r} {_reading(key, operators, nodes)}")
@@ -151,6 +154,17 @@ def check_keys(sets: Iterable[RuleSet], *graphs: Graph) -> None:
             + "\nA RuleSet may hold rules for operators that a model does not have; DeepExplainer.rules() lists the "
             "nodes and operators that there are."
         )
+
+
+def _check_borrowed(key: str, given: RuleSet, nodes: Iterable[Node]) -> None:
+    """Refuse a set that is named for an operator or a node, and has no rule for it."""
+    if key not in given.borrowed:
+        return
+    named = key in given.borrowed_nodes
+    meant = [n for n in nodes if n.operator == key or (named and key in (n.name, copied_from(n.name)))]
+    without = next((n for n in meant if given.borrowed[key].by_operator(n) is None), None)
+    if without is not None:
+        raise InputError(f"rules: the rule set that is named for {key!r} has no rule for {without}")
 
 
 def _graphs(graph: Graph) -> Iterator[Graph]:

@@ -118,7 +118,7 @@ def test_lists_of_integers_are_int64(op: Emitter) -> None:
         (lambda op, x: x * np.int64(2), "cast first"),
         (lambda op, x: op.MatMul(x, np.ones((4, 4))), r"MatMul does not fit operands of shapes \[\(3,\), \(4, 4\)\]"),
         (lambda op, x: op.Relu(x, outputs=2), r"Relu does not fit operands of shapes \[\(3,\)\]"),
-        (lambda op, x: op.Nonsense(x), r"Nonsense does not fit operands of shapes \[\(3,\)\]: No schema"),
+        (lambda op, x: op.Nonsense(x), r"ONNX has no operator 'Nonsense'"),
         (lambda op, x: op.NonZero(x), r"NonZero on shapes \[\(3,\)\]: the shape of output 0 depends on data"),
         (lambda op, x: op.call("my::Op", x), "my::Op: the shapes of its outputs are not known here; pass types="),
     ],

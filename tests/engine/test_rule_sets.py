@@ -79,6 +79,13 @@ def test_the_name_of_an_operator_is_the_operator() -> None:
         explainer({"Tanh": usual}, body)
 
 
+def test_a_named_set_that_has_no_rule_for_it() -> None:
+    with pytest.raises(InputError, match=r"set that is named for 'Softmax' has no rule for Softmax node 'last'"):
+        explainer({"Softmax": "reveal_cancel"}, "{ a = Relu(x) [last] y = Softmax(a) }")
+    assert named_by({"Tanh": "gradient"}) == ["my_tanh"]
+    assert named_by({"my_tanh": "gradient"}) == ["my_tanh"]
+
+
 def test_keys_reach_into_loops() -> None:
     body = "<int64[1] one = {1}, float[1,1,1] w = {0.7}> { s = Unsqueeze(x, one) t = Transpose<perm = [2, 0, 1]>(s) \
 h, z = RNN<hidden_size = 1>(t, w, w) y = Squeeze(z, one) }"
