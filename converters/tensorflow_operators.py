@@ -46,4 +46,28 @@ def _with_one(context: Any, node: Any, function: str, one_first: bool) -> Any:
     return context.make_node("Sub", operands, name=node.name, outputs=outputs, dtypes=[dtype], shapes=[shape])
 
 
-OPERATORS = {MARKING: marking, "Erfc": erfc, "Expm1": expm1}
+def bucketize(context: Any, node: Any, name: str, args: Any) -> Any:
+    """``sum_b [x >= b]`` over the boundaries b."""
+    from onnx import TensorProto
+
+    dtype, shape, outputs = context.get_dtype(node.output[0]), context.get_shape(node.output[0]), node.output
+    x, boundaries = node.input[0], np.array(node.get_attr_value("boundaries"), np.float32)
+    context.remove_node(node.name)
+    last = context.make_const(f"{node.name}_last", np.array([-1], np.int64)).output[0]
+    limits = context.make_const(f"{node.name}_boundaries", boundaries).output[0]
+    number = context.make_node("Cast", [x], attr={"to": TensorProto.FLOAT}).output[0]
+    column = context.make_node("Unsqueeze", [number, last]).output[0]
+    above = context.make_node("GreaterOrEqual", [column, limits]).output[0]
+    ones = context.make_node("Cast", [above], attr={"to": dtype}).output[0]
+    return context.make_node(
+        "ReduceSum",
+        [ones, last],
+        attr={"keepdims": 0},
+        name=node.name,
+        outputs=outputs,
+        dtypes=[dtype],
+        shapes=[shape],
+    )
+
+
+OPERATORS = {MARKING: marking, "Erfc": erfc, "Expm1": expm1, "Bucketize": bucketize}
