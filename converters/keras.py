@@ -12,6 +12,7 @@ from deepshap_ir.converters.keras_calls import (
     Call,
     backend,
     call_of,
+    inputs_of,
     is_layer,
     is_symbol,
     layers,
@@ -20,7 +21,7 @@ from deepshap_ir.converters.keras_calls import (
 )
 from deepshap_ir.converters.keras_pairs import between
 from deepshap_ir.converters.keras_state import precision, single_precision, state, unchanged
-from deepshap_ir.converters.registry import Conversion, Settings
+from deepshap_ir.converters.registry import Conversion, Settings, comes_from
 from deepshap_ir.converters.remembered import remembered
 from deepshap_ir.errors import InputError, MissingDependencyError
 from deepshap_ir.importing.feeds import Array, suggest
@@ -54,6 +55,10 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     ModelError : the exporter fails.
     MissingDependencyError : what the model's backend needs is not installed.
     """
+    if comes_from(model, "tf_keras") and any(comes_from(x, "tensorflow", "Tensor") for x in inputs_of(model) or ()):
+        from deepshap_ir.converters import tensorflow
+
+        return tensorflow.convert((model.inputs, model.outputs), background, settings)  # a graph of TensorFlow 1
     layer, owner = None, model
     names: tuple[str, ...] = ()
     if not is_layer(model):

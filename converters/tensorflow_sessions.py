@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from deepshap_ir.converters.arguments import by_names, cast
@@ -115,7 +116,7 @@ def _session(session: Any, graph: Any) -> Any:
 
     session = session if session is not None else tf.compat.v1.get_default_session()
     if session is None and "tf_keras" in sys.modules and not tf.executing_eagerly():
-        session = sys.modules["tf_keras"].backend.get_session()
+        session = import_module("tf_keras.src.backend").get_session()  # its public module has none
     if session is None:
         raise InputError("tensors of a TensorFlow 1 graph need session=, or a default session, for their variables.")
     if session.graph is not graph:
@@ -179,6 +180,7 @@ def _frozen(session: Any, starts: Sequence[Any], ends: Sequence[Any], flags: Seq
             node.op = "Identity"
             node.attr.clear()
             node.attr["T"].type = dtype
+    _refuse_branches(graph)
     for tensor in starts:
         node = graph.node.add(name=cut[tensor.name], op="Placeholder")
         node.attr["dtype"].type = tensor.dtype.as_datatype_enum
@@ -191,3 +193,16 @@ def _frozen(session: Any, starts: Sequence[Any], ends: Sequence[Any], flags: Seq
         raise InputError(f"the variables of {TITLE} cannot be read from the session: {one_line(error)}") from error
     outputs = [name if ":" in name else f"{name}:0" for name in ends_names]
     return Frozen(constant, [f"{name}:0" for name in cut.values()], outputs)
+
+
+def _refuse_branches(graph: Any) -> None:
+    """Refuse branches and loops that read variables: TensorFlow does not freeze them, and can end the process."""
+    bodies = {function.signature.name: function for function in graph.library.function}
+    for node in graph.node:
+        names = [value.func.name for value in node.attr.values() if value.func.name in bodies]
+        if any(inner.op == "ReadVariableOp" for name in names for inner in bodies[name].node_def):
+            raise InputError(
+                f"{node.name!r} ({node.op}) of {TITLE} reads variables within a branch or loop, which cannot be "
+                f"frozen. If that is Keras's switch between training and inference, fix it before the model is built, "
+                f"tf_keras.backend.set_learning_phase(0); or save the model, and load it without TensorFlow 1."
+            )

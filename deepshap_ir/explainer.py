@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from deepshap_ir import saving
+from deepshap_ir import archive, saving
 from deepshap_ir.converters import onnx_file
 from deepshap_ir.converters.registry import Conversion, Settings, find
 from deepshap_ir.custom_ops import CustomOp, CustomOps
@@ -23,8 +23,9 @@ from deepshap_ir.errors import InputError
 from deepshap_ir.explanation import make_explanation
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importing.feeds import as_array, is_list
+from deepshap_ir.request import Request, Setup
 from deepshap_ir.rule_table import RuleRow, rule_rows
-from deepshap_ir.specialisation import References, Request, Setup, Specialisation
+from deepshap_ir.specialisation import References, Specialisation
 
 KEPT = 8
 """Shapes of samples that are remembered, the latest ones, where the references are a function."""
@@ -316,7 +317,7 @@ class DeepExplainer:
             the model; or a setting cannot be written.
         ModelError : the model's file has changed since.
         """
-        saving.write(file, self._contents())
+        archive.write(file, self._contents())
 
     @classmethod
     def load(
@@ -342,13 +343,13 @@ class DeepExplainer:
         InputError : what was not saved is not given again, or a setting cannot be changed.
         ModelError : the file is none of these, is damaged, or of a newer version.
         """
-        return cls(**saving.read(file).arguments(data, rules, settings))
+        return cls(**saving.arguments(archive.read(file), data, rules, settings))
 
     def __reduce__(self) -> tuple[Any, ...]:
         data = self.data if callable(self.data) else None
         kernels = self._setup.custom_ops
         again = {"rules": self._rules, "custom_ops": [*kernels.libraries, *kernels.functions]}
-        return _loaded, (type(self), saving.to_bytes(self._contents()), data, again)
+        return _loaded, (type(self), archive.to_bytes(self._contents()), data, again)
 
     @staticmethod
     def supports_model_with_masker(model: Any, masker: Any) -> bool:
@@ -414,39 +415,9 @@ class DeepExplainer:
         values = arrays[0] if len(arrays) == 1 and not is_list(X) else arrays
         return values if request.ranked_outputs is None else (values, found.ranks)
 
-    def _contents(self) -> saving.Contents:
+    def _contents(self) -> archive.Contents:
         """What `save` writes."""
-        program, setup = self._latest, self._setup
-        conversion, imported = program.conversion, program.imported
-        hold, named, kernels = conversion.hold, saving.by_name(self._rules), setup.custom_ops
-        return saving.Contents(
-            model=self._source.loaded(conversion.model),
-            settings={
-                "conversion": {
-                    "output": conversion.output,
-                    "at": program.at,
-                    "hold": {name: None if a is None else np.asarray(a) for name, a in hold.items()}
-                    if isinstance(hold, Mapping)
-                    else list(hold),
-                    "constants": conversion.constants,
-                },
-                "rules": named,
-                "logits": setup.logits,
-                "inputs": setup.inputs,
-                "batch_axes": setup.settings.batch_axes,
-                "backend": setup.backend,
-                "providers": setup.providers,
-                "precision": setup.precision,
-                "memory_limit": self._given_limit,
-                "progress": setup.progress,
-                "threads": setup.threads,
-                "options": setup.resolver.options,
-            },
-            background=None if callable(self.data) else imported.background,
-            columns={spec.name: spec.columns for spec in imported.specs if spec.columns is not None},
-            own_kernels=[str(getattr(k, "__name__", k)) for k in (*kernels.libraries, *kernels.functions)],
-            own_rules=[] if named is not None else saving.described(rule_sets(self._rules)),
-        )
+        return saving.contents(self._latest, self._source, self._rules, self._given_limit)
 
 
 def _loaded(cls: type[DeepExplainer], content: bytes, data: Any, again: Mapping[str, Any]) -> DeepExplainer:

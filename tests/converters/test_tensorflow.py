@@ -132,6 +132,17 @@ def test_pairs_of_tensors_that_cannot_be_explained(graph: tuple[Any, dict[str, A
             DeepExplainer(pair, A, **settings)
 
 
+def test_branches_that_read_variables_are_refused() -> None:
+    with tf.Graph().as_default():
+        x, w = v1.placeholder(tf.float32, (None, 5)), v1.get_variable("w", initializer=rows(3, n=5))
+        switch = v1.placeholder_with_default(False, ())
+        y = tf.cond(switch, lambda: 2.0 * (x @ w), lambda: x @ w)
+        session = v1.Session()
+        session.run(v1.global_variables_initializer())
+    with pytest.raises(InputError, match=r"'cond' \((Stateless)?If\) .* reads variables within a branch or loop"):
+        DeepExplainer((x, y), A, session=session, learning_phase_flags=switch)
+
+
 def test_tf_keras_models_pairs_and_layers(tmp_path: Path) -> None:
     tf_keras.utils.set_random_seed(0)
     layers = tf_keras.layers
