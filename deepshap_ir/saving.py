@@ -1,44 +1,26 @@
-"""An explainer as one file that no framework is needed to read: a zip archive without any pickle in it.
-
-``explainer.json`` has the settings, ``model.onnx`` the model, ``weights.bin`` its large tensors one after the other (a
-protobuf message cannot exceed 2 GB), ``arrays.npz`` the background and other arrays.
-"""
+"""What of an explainer is saved, and how one is made of that again, without the framework of its model."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import uuid
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, numpy_helper
-from onnx.external_data_helper import _get_all_tensors
+from onnx import ModelProto
 
-from deepshap_ir import __version__
+from deepshap_ir.archive import Contents
 from deepshap_ir.converters.registry import Conversion, comes_from
 from deepshap_ir.engine.registry import RuleSet
+from deepshap_ir.engine.rule_sets import rule_sets
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
 from deepshap_ir.importing.load import load_model
-
-FORMAT = 1
-"""Version of the file's form; one that reads it differently has another number."""
-
-APART = 1 << 12
-"""Tensors from this many bytes on are in ``weights.bin``."""
+from deepshap_ir.specialisation import Specialisation
 
 CHANGEABLE = ("backend", "providers", "precision", "memory_limit", "progress", "threads", "options", "custom_ops")
 """Settings that say how an explainer runs, not what it explains."""
-
-File = str | os.PathLike[str] | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -85,72 +67,94 @@ def _stamp(model: Any) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-@dataclass
-class Contents:
-    """What is in a file.
+def contents(program: Specialisation, source: Source, rules: Any, memory_limit: int | str | None) -> Contents:
+    """What is saved of an explainer.
 
-    Attributes
+    Parameters
     ----------
-    model : no one else's: its large tensors are taken out of it when it is written.
-    settings : arguments of `deepshap_ir.DeepExplainer` by name, and those of `Conversion` under "conversion".
-    background : by input name; None where the references are a function.
-    columns : input name -> labels of the columns of its background.
-    own_rules : the operators and nodes with rules of the user's own, other than sets by name.
-    own_kernels : names of the kernels of the user's own operators.
+    rules, memory_limit : as they were given.
+
+    Raises
+    ------
+    ModelError : the model's file has changed since.
     """
+    setup, conversion, imported = program.setup, program.conversion, program.imported
+    hold, named, kernels = conversion.hold, by_name(rules), setup.custom_ops
+    if isinstance(hold, Mapping):
+        hold = {name: None if array is None else np.asarray(array) for name, array in hold.items()}
+    return Contents(
+        model=source.loaded(conversion.model),
+        settings={
+            "conversion": {
+                "output": conversion.output,
+                "at": program.at,
+                "hold": hold,
+                "constants": conversion.constants,
+            },
+            "rules": named,
+            "logits": setup.logits,
+            "inputs": setup.inputs,
+            "batch_axes": setup.settings.batch_axes,
+            "backend": setup.backend,
+            "providers": setup.providers,
+            "precision": setup.precision,
+            "memory_limit": memory_limit,
+            "progress": setup.progress,
+            "threads": setup.threads,
+            "options": setup.resolver.options,
+        },
+        background=None if setup.own_references else imported.background,
+        columns={spec.name: spec.columns for spec in imported.specs if spec.columns is not None},
+        own_kernels=[str(getattr(k, "__name__", k)) for k in (*kernels.libraries, *kernels.functions)],
+        own_rules=[] if named is not None else described(rule_sets(rules)),
+    )
 
-    model: ModelProto
-    settings: dict[str, Any]
-    background: dict[str, Array] | None
-    columns: dict[str, Any] = field(default_factory=dict)
-    own_rules: list[str] = field(default_factory=list)
-    own_kernels: list[str] = field(default_factory=list)
 
-    def arguments(self, data: Any, rules: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `deepshap_ir.DeepExplainer`.
+def arguments(contents: Contents, data: Any, rules: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `deepshap_ir.DeepExplainer`.
 
-        Parameters
-        ----------
-        data, rules : what was given again.
-        changes : settings that replace saved ones.
+    Parameters
+    ----------
+    data, rules : what was given again.
+    changes : settings that replace saved ones.
 
-        Raises
-        ------
-        InputError : something that was not saved is missing, or a setting cannot be changed.
-        """
-        fixed = [name for name in changes if name not in CHANGEABLE]
-        if fixed:
-            raise InputError(
-                f"load: {fixed[0]!r} is part of what was saved, or unknown; what can be changed is "
-                f"{', '.join(map(repr, ('data', 'rules', *CHANGEABLE)))}."
-            )
-        if self.own_rules and rules is None:
-            raise InputError(
-                f"load: the explainer had rules of its own, for {', '.join(map(repr, self.own_rules))}; functions are "
-                "not saved, so give them again: rules=."
-            )
-        if self.own_kernels and not changes.get("custom_ops"):
-            raise InputError(
-                f"load: the explainer had kernels of its own, {', '.join(map(repr, self.own_kernels))}, which are not "
-                "saved; give them again: custom_ops=."
-            )
-        if data is None and self.background is None:
-            raise InputError(
-                "load: the references of the explainer were a function, which is not saved; give it again, or a "
-                "background: data=."
-            )
-        if data is None and self.background is not None:
-            data = {
-                name: Labelled(array, self.columns[name]) if name in self.columns else array
-                for name, array in self.background.items()
-            }
-        settings = {**self.settings, **changes}
-        saved = settings.pop("rules")
-        if settings["providers"] is not None:  # onnxruntime takes (name, options), not [name, options]
-            settings["providers"] = [tuple(p) if isinstance(p, list) else p for p in settings["providers"]]
-        parts = settings.pop("conversion")
-        conversion = Conversion(self.model, **(parts | {"at": tuple(parts["at"])}))
-        return {"model": conversion, "data": data, "rules": saved if rules is None else rules, **settings}
+    Raises
+    ------
+    InputError : something that was not saved is missing, or a setting cannot be changed.
+    """
+    fixed = [name for name in changes if name not in CHANGEABLE]
+    if fixed:
+        raise InputError(
+            f"load: {fixed[0]!r} is part of what was saved, or unknown; what can be changed is "
+            f"{', '.join(map(repr, ('data', 'rules', *CHANGEABLE)))}."
+        )
+    if contents.own_rules and rules is None:
+        raise InputError(
+            f"load: the explainer had rules of its own, for {', '.join(map(repr, contents.own_rules))}; functions are "
+            "not saved, so give them again: rules=."
+        )
+    if contents.own_kernels and not changes.get("custom_ops"):
+        raise InputError(
+            f"load: the explainer had kernels of its own, {', '.join(map(repr, contents.own_kernels))}, which are not "
+            "saved; give them again: custom_ops=."
+        )
+    if data is None and contents.background is None:
+        raise InputError(
+            "load: the references of the explainer were a function, which is not saved; give it again, or a "
+            "background: data=."
+        )
+    if data is None and contents.background is not None:
+        data = {
+            name: Labelled(array, contents.columns[name]) if name in contents.columns else array
+            for name, array in contents.background.items()
+        }
+    settings = {**contents.settings, **changes}
+    saved = settings.pop("rules")
+    if settings["providers"] is not None:  # onnxruntime takes (name, options), not [name, options]
+        settings["providers"] = [tuple(p) if isinstance(p, list) else p for p in settings["providers"]]
+    parts = settings.pop("conversion")
+    conversion = Conversion(contents.model, **(parts | {"at": tuple(parts["at"])}))
+    return {"model": conversion, "data": data, "rules": saved if rules is None else rules, **settings}
 
 
 class Labelled:
@@ -183,174 +187,3 @@ def described(sets: Iterable[RuleSet]) -> list[str]:
     """The operators and nodes for which there are rules or expansions."""
     for_all = [s.all.operator for s in sets if s.all is not None]
     return sorted({key for s in sets for key in (*s.rules, *s.expansions, *s.nodes, *s.borrowed)} | {*for_all})
-
-
-def to_bytes(contents: Contents) -> bytes:
-    """The file in memory."""
-    buffer = io.BytesIO()
-    _write_archive(buffer, contents)
-    return buffer.getvalue()
-
-
-def write(file: File, contents: Contents) -> None:
-    """Write the file, whole or not at all."""
-    if not isinstance(file, str | os.PathLike):
-        if not hasattr(file, "write"):
-            raise InputError(f"save: a path or a binary file open for writing is needed, not {type(file).__name__}.")
-        file.write(to_bytes(contents))
-        return
-    with _replacing(Path(file)) as opened:
-        _write_archive(opened, contents)
-
-
-def read(file: File) -> Contents:
-    """Read what `write` wrote.
-
-    Raises
-    ------
-    ModelError : there is no such file, it is something else, damaged, or of a newer version.
-    """
-    name = repr(os.fspath(file)) if isinstance(file, str | os.PathLike) else "the file"
-    foreign = f"{name} is no explainer that DeepExplainer.save wrote"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if "explainer.json" not in archive.namelist():
-                # of a truncated file, the archive of the arrays inside it may be found
-                raise ModelError(f"{foreign}, or it is truncated or damaged: a zip archive of other things.")
-            return _read_archive(archive, name)
-    except FileNotFoundError:
-        raise ModelError(f"{name}: no such file (the current folder is {os.getcwd()!r}).") from None
-    except OSError as error:
-        raise ModelError(f"{name}: cannot be read: {error.strerror or error}.") from None
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ModelError(f"{foreign}, or it is truncated or damaged: {error}.") from None
-    except (DecodeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise ModelError(f"{name} is damaged: {type(error).__name__}: {error}.") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is complete."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as opened:
-            yield opened
-            opened.flush()
-            os.fsync(opened.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_archive(file: BinaryIO, contents: Contents) -> None:
-    arrays: list[Array] = []
-    background = contents.background
-    manifest = {
-        "format": FORMAT,
-        "written_by": f"deepshap-ir {__version__}",
-        "settings": _packed(contents.settings, arrays, "settings"),
-        "background": None if background is None else _packed(background, arrays, "background"),
-        "columns": _packed(contents.columns, arrays, "columns"),
-        "own_rules": contents.own_rules,
-        "own_kernels": contents.own_kernels,
-    }
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("explainer.json", json.dumps(manifest, indent=1))
-        with archive.open("weights.bin", "w", force_zip64=True) as opened:
-            _move_weights(contents.model, opened)
-        archive.writestr("model.onnx", contents.model.SerializeToString())
-        with archive.open("arrays.npz", "w", force_zip64=True) as opened:
-            np.savez(opened, *arrays)
-
-
-def _read_archive(archive: zipfile.ZipFile, name: str) -> Contents:
-    manifest = json.loads(archive.read("explainer.json"))
-    if manifest["format"] != FORMAT:
-        raise ModelError(
-            f"{name} has format {manifest['format']}, written by {manifest['written_by']}; this is deepshap-ir "
-            f"{__version__}, which reads format {FORMAT}: use that version, or make and save the explainer again."
-        )
-    with archive.open("arrays.npz") as opened:
-        arrays = dict(np.load(io.BytesIO(opened.read()), allow_pickle=False))
-    model = ModelProto()
-    model.ParseFromString(archive.read("model.onnx"))
-    with archive.open("weights.bin") as opened:
-        _fetch_weights(model, opened, name)
-    background = manifest["background"]
-    return Contents(
-        model,
-        _unpacked(manifest["settings"], arrays),
-        None if background is None else _unpacked(background, arrays),
-        _unpacked(manifest["columns"], arrays),
-        list(manifest["own_rules"]),
-        list(manifest["own_kernels"]),
-    )
-
-
-def _move_weights(model: ModelProto, file: Any) -> None:
-    """Write the large tensors of the model, and leave where they are in their place."""
-    offset = 0
-    for tensor in _get_all_tensors(model):
-        if tensor.data_type == TensorProto.STRING:
-            continue
-        if not tensor.HasField("raw_data") and tensor.ByteSize() >= APART:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-        size = len(tensor.raw_data)
-        if size < APART:
-            continue
-        file.write(tensor.raw_data)
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        del tensor.external_data[:]
-        for key, value in (("location", "weights.bin"), ("offset", offset), ("length", size)):
-            tensor.external_data.add(key=key, value=str(value))
-        offset += size
-
-
-def _fetch_weights(model: ModelProto, file: Any, name: str) -> None:
-    for tensor in _get_all_tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        if where.get("location") != "weights.bin":
-            raise ModelError(f"{name} is damaged: the tensor {tensor.name!r} is in another file.")
-        file.seek(int(where["offset"]))
-        tensor.raw_data = file.read(int(where["length"]))
-        if len(tensor.raw_data) != int(where["length"]):
-            raise ModelError(f"{name} is damaged: the tensor {tensor.name!r} is incomplete.")
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.DEFAULT
-
-
-def _packed(value: Any, arrays: list[Array], where: str) -> Any:
-    """`value` for JSON; its arrays are put into `arrays`.
-
-    Raises
-    ------
-    InputError : something in it is neither.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {"map": [[str(key), _packed(item, arrays, f"{where}[{key!r}]")] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_packed(item, arrays, where) for item in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiubUO":
-        # strings come as objects, which npz would pickle
-        arrays.append(value.astype(str) if value.dtype.kind == "O" else value)
-        return {"array": len(arrays) - 1}
-    raise InputError(f"save: {where} has {value!r}, of type {type(value).__name__}, which cannot be written to a file.")
-
-
-def _unpacked(value: Any, arrays: Mapping[str, Array]) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(item, arrays) for item in value]
-    if isinstance(value, dict) and "array" in value:
-        return arrays[f"arr_{value['array']}"]
-    if isinstance(value, dict):
-        return {key: _unpacked(item, arrays) for key, item in value["map"]}
-    return value

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from deepshap_ir.converters.registry import Conversion, Settings, convert
-from deepshap_ir.custom_ops import CustomOps
+from deepshap_ir.converters.registry import Conversion, convert
 from deepshap_ir.engine.attribution import Attributions, Layout, gather
-from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.engine.diagnosis import describe_leaks, first_non_finite
 from deepshap_ir.engine.evaluator import Evaluator, Rows
 from deepshap_ir.engine.expand import expand_graph
@@ -30,74 +28,13 @@ from deepshap_ir.importing.feeds import columns
 from deepshap_ir.importing.importer import Imported, import_model
 from deepshap_ir.joins.canonical import canonicalise
 from deepshap_ir.logits import before_squashing
+from deepshap_ir.request import Request, Setup
 
 TOLERANCE = 1e-4
 """Largest gap of the sum, relative to the largest of |f(x)|, mean |f(x0)| and the mean sum of |contributions|."""
 
 References = Mapping[str, Array] | Callable[[int], dict[str, Array]]
 """Input name -> ``[B, *shape]``, or a function from a sample's position to that."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What was asked of an explainer, apart from its model and data; see `deepshap_ir.DeepExplainer`.
-
-    Attributes
-    ----------
-    settings : what a converter may have to know.
-    logits : explain the value before the last Softmax or Sigmoid.
-    own_references : each sample has references of its own.
-    custom_ops : kernels of the user's own operators.
-    memory_limit : bytes; None for a quarter of what is available.
-    """
-
-    settings: Settings
-    inputs: tuple[str, ...] | None
-    logits: bool
-    own_references: bool
-    resolver: Resolver
-    precision: str | None
-    backend: str
-    providers: Sequence[Any] | None
-    threads: int | None
-    memory_limit: int
-    progress: bool | None
-    custom_ops: CustomOps = field(default_factory=CustomOps)
-
-    def made_backend(self) -> Backend:
-        """What runs the programs."""
-        if self.backend == "reference" or self.precision == "float64":
-            return Reference(self.custom_ops.functions)
-        return OnnxRuntime(self.providers, self.threads, self.custom_ops)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted of some samples.
-
-    Attributes
-    ----------
-    ranked_outputs, order : explain only so many outputs of each sample, those that come first in `order`.
-    check : raise where the attributions do not sum to the output minus its mean.
-    details : standard errors too.
-    role : what is wanted in place of contributions, ``"sum"``: ``"multiplier"`` or ``"hypothetical"``.
-    axes : of hypothetical contributions, as in `deepshap_ir.hypothetical.example_axes`.
-    per_reference : for each reference, not their mean.
-    """
-
-    ranked_outputs: int | None = None
-    order: str = "max"
-    check: bool = True
-    details: bool = False
-    role: str = "sum"
-    axes: int | Mapping[str, int] = -1
-    per_reference: bool = False
-
-    @property
-    def roles(self) -> list[str]:
-        """Roles of the plan that are wanted beside the mean contributions."""
-        roles = [] if self.role == "sum" else [self.role]
-        return [*roles, *([f"each {self.role}"] if self.per_reference else [])]
 
 
 class Specialisation:

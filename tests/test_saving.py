@@ -21,7 +21,7 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference.op_run import OpRun
 
-from deepshap_ir import DeepExplainer, InputError, ModelError, saving
+from deepshap_ir import DeepExplainer, InputError, ModelError, archive
 from deepshap_ir.extend import Context, Value
 from tests.onnx_text import Array, data, parsed
 
@@ -99,9 +99,9 @@ def test_files(tmp_path: Path) -> None:
     with path.open("rb") as opened:
         same(e, DeepExplainer.load(opened))
     assert os.listdir(tmp_path) == ["explainer.zip"]
-    with zipfile.ZipFile(path) as archive:
-        assert set(archive.namelist()) == {"explainer.json", "model.onnx", "weights.bin", "arrays.npz"}
-        assert archive.testzip() is None
+    with zipfile.ZipFile(path) as parts:
+        assert set(parts.namelist()) == {"explainer.json", "model.onnx", "weights.bin", "arrays.npz"}
+        assert parts.testzip() is None
 
 
 @pytest.mark.parametrize("form", ["path", "bytes", "bytearray", "file", "onnx_ir", "external data"])
@@ -138,11 +138,11 @@ def test_large_and_typed_tensors_are_stored_apart() -> None:
     model.graph.initializer.append(onnx.helper.make_tensor("i", 7, [2], [3, 1999]))
     e = DeepExplainer(model, BACKGROUND)
     before = model.SerializeToString()
-    content = saving.to_bytes(e._contents())
+    content = archive.to_bytes(e._contents())
     assert model.SerializeToString() == before
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        assert archive.getinfo("model.onnx").file_size < 1000
-        assert archive.getinfo("weights.bin").file_size == 5 * 2000 * 4
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
+        assert opened.getinfo("model.onnx").file_size < 1000
+        assert opened.getinfo("weights.bin").file_size == 5 * 2000 * 4
     same(e, again(e))
 
 
@@ -310,7 +310,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 def rewritten(change: Callable[[str, bytes], bytes]) -> io.BytesIO:
     """A file of `of()`, each part changed."""
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saving.to_bytes(of()._contents()))) as old, zipfile.ZipFile(file, "w") as new:
+    with zipfile.ZipFile(io.BytesIO(archive.to_bytes(of()._contents()))) as old, zipfile.ZipFile(file, "w") as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
     file.seek(0)
@@ -335,7 +335,7 @@ def test_damaged_parts(part: str) -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
 def test_truncated_files(share: float) -> None:
-    content = saving.to_bytes(of()._contents())
+    content = archive.to_bytes(of()._contents())
     with pytest.raises(ModelError, match="truncated or damaged"):
         DeepExplainer.load(io.BytesIO(content[: int(share * len(content))]))
 
@@ -367,7 +367,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(saving, "_move_weights", interrupted)
+    monkeypatch.setattr(archive, "_move_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         of(output="a").save(path)
     assert path.read_bytes() == before
