@@ -11,6 +11,7 @@ import numpy as np
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.trace import tidy
 from deepshap_ir.joins.exponentials import EXPONENTIALS
+from deepshap_ir.joins.masks import finite_masks
 from deepshap_ir.joins.norms import NORMS
 from deepshap_ir.joins.product_trees import join_products, square
 from deepshap_ir.joins.regions import join_regions
@@ -77,6 +78,7 @@ def _key(node: Node) -> Any:
 PASSES: list[Pass] = [
     join_equal,
     patterns(*WINDOWS, *EXPONENTIALS),
+    finite_masks,
     patterns(*NORMS),
     join_products,
     patterns(square),
