@@ -506,6 +506,17 @@ def test_outputs_in_pieces_meet_the_same_references() -> None:
     np.testing.assert_allclose(total(got.values), net(SAMPLES) - base, atol=1e-6)
 
 
+@pytest.mark.parametrize("ranked", [None, 3])
+def test_outputs_in_pieces_give_the_same(ranked: int | None) -> None:
+    e, whole = explainer(memory_limit=1000, threads=2), explainer()
+    assert e._evaluator().pieces(4, 3, 5).sizes["output"] < 3
+    got, expected = e(SAMPLES, ranked), whole(SAMPLES, ranked)
+    for part in ("values", "base_values", "outputs", "standard_error"):
+        np.testing.assert_allclose(getattr(got, part), getattr(expected, part), atol=1e-6)
+    for node, residual in e.ledger(SAMPLES).items():
+        np.testing.assert_allclose(residual, whole.ledger(SAMPLES)[node], atol=1e-6)
+
+
 def test_the_ledger_adds_up_to_the_gap() -> None:
     def leaking(ctx: Context, m: Sequence[Value]) -> list[Value]:
         return [m[0] * ctx.x(1), m[0] * ctx.x(0)]
