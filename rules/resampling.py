@@ -10,6 +10,7 @@ import numpy as np
 
 from deepshap_ir.extend import Array, Context, Expansion, RuleError, Value, expand, resized_axes, rule
 from deepshap_ir.rules.reads import given_back
+from deepshap_ir.rules.regions import largest_product, sampled_bins
 from deepshap_ir.rules.shapley import quotient, shapley_values
 
 
@@ -143,13 +144,15 @@ def affine_grid(ctx: Expansion) -> Value:
 def roi_align(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     """``y = S(r) x``, as for GridSample; S is what the operator makes of the unit images.
 
+    The mode "max" takes the largest product of an element and its weight: `deepshap_ir.rules.regions`.
+
     Raises
     ------
     RuleError
-        The mode is "max": the largest product of an element and its weight.
+        The mode is "max", and the regions vary.
     """
     if ctx.attribute("mode", "avg") != "avg":
-        raise RuleError("mode='max' has no rule: it takes the largest product of an element and a weight")
+        return [_largest(ctx, m[0]), *[None] * (ctx.n_inputs - 1)]
     op, shape = ctx.op, ctx.shape()
     batch, channels, pixels = shape[0], shape[1], math.prod(shape[2:])
     images = ctx.fixed(2, "batch indices").reshape(-1)
@@ -168,6 +171,16 @@ def roi_align(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     if ctx.varies(1):
         result[1] = places_by_shapley(ctx, m[0], 1)
     return result
+
+
+def _largest(ctx: Context, m: Value) -> Value:
+    """The largest product of an element and its weight, in each bin."""
+    pooled = [ctx.attribute(f"output_{side}", 1) for side in ("height", "width")]
+    ratio, scale = ctx.attribute("sampling_ratio", 0), ctx.attribute("spatial_scale", 1.0)
+    aligned = ctx.opset >= 16 and ctx.attribute("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    regions = ctx.fixed(1, "regions") * scale
+    bins = [sampled_bins(r, ctx.shape()[2:], pooled, ratio, 0.5 if aligned else 0.0) for r in regions]
+    return largest_product(ctx, m, ctx.fixed(2, "batch indices").reshape(-1), bins)
 
 
 def places_by_shapley(ctx: Context, m: Value, i: int) -> Value:

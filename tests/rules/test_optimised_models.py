@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self.words, self.places, self.segments = (nn.Embedding(n, WIDTH) for n in (20, LENGTH, 2))
         self.norm, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
         self.layers = nn.ModuleList([Layer()])
-        self.register_buffer("positions", torch.arange(LENGTH)[None])
+        self.positions = nn.Buffer(torch.arange(LENGTH)[None])
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = (1.0 - attention_mask[:, None, None, :].float()) * -10000.0
@@ -135,7 +135,7 @@ def network() -> tuple[bytes, Any, Any, Any]:
     torch.onnx.export(
         module, (torch.from_numpy(samples),), file, dynamo=False, opset_version=17, input_names=["x"],
         output_names=["y"], dynamic_axes=axes,
-    )  # fmt: skip
+    )  # type: ignore[arg-type]  # fmt: skip
     expected = np.asarray(DeepExplainer(file.getvalue(), background).shap_values(samples))
     return file.getvalue(), background, samples, expected
 

@@ -86,5 +86,5 @@ def test_roi_align() -> None:
     check_rule("RoiAlign", [(2, 3, 5, 5), regions, indices], attributes=attributes)
     both = [(2, 3, 5, 5), regions.shape, indices]
     check_rule("RoiAlign", both, varying=[0, 1], attributes=attributes, domain={1: (0.0, 4.0)}, derivative=False)
-    with pytest.raises(RuleError, match="mode='max' has no rule"):
-        check_rule("RoiAlign", [(2, 3, 5, 5), regions, indices], attributes={**attributes, "mode": "max"})
+    with pytest.raises(RuleError, match="only fixed regions"):
+        check_rule("RoiAlign", both, varying=[0, 1], attributes={**attributes, "mode": "max"}, derivative=False)
