@@ -130,12 +130,12 @@ def network() -> tuple[bytes, Any, Any, Any]:
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3), nn.Softmax(-1)),
     ).eval()
     background, samples = (RNG.normal(size=(n, 1, 8, 8)).astype(np.float32) for n in (5, 2))
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     axes = {"x": {0: "batch"}, "y": {0: "batch"}}
     torch.onnx.export(
         module, (torch.from_numpy(samples),), file, dynamo=False, opset_version=17, input_names=["x"],
         output_names=["y"], dynamic_axes=axes,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     expected = np.asarray(DeepExplainer(file.getvalue(), background).shap_values(samples))
     return file.getvalue(), background, samples, expected
 
