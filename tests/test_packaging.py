@@ -52,14 +52,17 @@ PUBLIC = {
         "Expansion",
         "Graph",
         "Node",
+        "Parts",
         "RuleError",
         "RuleSet",
         "UnsupportedOperatorError",
         "Value",
         "Windows",
         "expand",
+        "named_rules",
         "resized_axes",
         "rule",
+        "takes_batches",
     },
 }
 
