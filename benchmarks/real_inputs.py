@@ -109,6 +109,7 @@ KINDS: dict[str, Kind] = {
     "sound": sound,
     "normal": normal,
     "spectrogram": spectrogram,
+    "loudness": loudness,
     "ids": lambda rng, shape: rng.integers(1, 20, shape),
     "near": lambda rng, shape: rng.integers(1, 4, shape),
     "few": lambda rng, shape: rng.integers(0, 3, shape),
