@@ -69,6 +69,44 @@ def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str = "") -> Tenso
     return distances
 
 
+def lstm(
+    x: Any,
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An LSTM whose hidden state is projected (`proj_size`), step by step: ONNX knows no such layer.
+
+    ``h' = (o tanh(c')) P``. Others, and packed sequences, go to the exporter as they are.
+    """
+    import torch
+
+    states = arguments[0]
+    if not isinstance(states, Sequence) or states[0].shape[-1] == states[1].shape[-1]:
+        result: tuple[Tensor, Tensor, Tensor] = torch._VF.lstm(x, *arguments)
+        return result
+    weights, has_bias, layers, _, _, both, batch_first = arguments[1:]
+    directions = 2 if both else 1
+    per_cell = len(weights) // (layers * directions)
+    steps = list(x.unbind(1 if batch_first else 0))
+    last_h, last_c = [], []
+    for k in range(layers):
+        sides = []
+        for d in range(directions):
+            number = k * directions + d
+            w, r, *biases, p = weights[number * per_cell : (number + 1) * per_cell]
+            h, c, outputs = states[0][number], states[1][number], []
+            for step in reversed(steps) if d else steps:
+                gates = step @ w.t() + h @ r.t() + (sum(biases) if has_bias else 0)
+                i, f, g, o = gates.chunk(4, -1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = (o.sigmoid() * c.tanh()) @ p.t()
+                outputs.append(h)
+            sides.append(outputs[::-1] if d else outputs)
+            last_h.append(h)
+            last_c.append(c)
+        steps = [torch.cat(pair, -1) for pair in zip(*sides, strict=True)]
+    return torch.stack(steps, 1 if batch_first else 0), torch.stack(last_h), torch.stack(last_c)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.nn.functional.adaptive_max_pool1d": adaptive_max_pool,
     "torch.nn.functional.adaptive_max_pool2d": adaptive_max_pool,
@@ -76,6 +114,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.nn.functional.adaptive_avg_pool3d": adaptive_avg_pool,
     "torch.nn.functional.rrelu": rrelu,
     "torch.functional.cdist": cdist,
+    "torch.lstm": lstm,
 }
 
 

@@ -107,6 +107,12 @@ FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "adaptive mean, 3 axes": (nn.AdaptiveAvgPool3d(2), (1, 3, 2, 3)),
     "rrelu": (nn.RReLU(), (5,)),
     "distances": (Net(lambda net, x: torch.cdist(x, x[:, :2] + 1)), (3, 2)),
+    "projected LSTM, two layers": (nn.LSTM(2, 4, 2, batch_first=True, bidirectional=True, proj_size=3), (3, 2)),
+    "projected LSTM": (
+        Net(lambda net, x: torch.cat(net.layer(x)[1], -1)[0], layer=nn.LSTM(2, 3, batch_first=True, proj_size=2)),
+        (2, 2),
+    ),
+    "LSTM": (nn.LSTM(2, 4, bias=False), (3, 2)),
 }
 
 
@@ -117,7 +123,7 @@ def test_functions_that_the_exporter_lacks_are_spelled_out_as_torch_computes_the
     expected = module.eval()(x)
     with spelled_out():
         torch.testing.assert_close(module(x), expected)
-    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances"):
+    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances", "projected LSTM"):
         phi = DeepExplainer(nn.Sequential(module, nn.Flatten()), x).shap_values(x[:2])
         np.testing.assert_allclose(total(phi), delta(module, x[:2], x), atol=1e-5)
 
