@@ -76,7 +76,6 @@ CASES: dict[str, tuple[Make, tuple[int, ...]]] = {
     **{f"LPPool{d}": (_of(f"LPPool{d}", 2, 2), s) for d, s in _AXES.items()},
     **{f"Adaptive{k}Pool{d}": (_of(f"Adaptive{k}Pool{d}", 3), s) for d, s in _AXES.items() for k in ("Max", "Avg")},
     **{f"MaxUnpool{d}": (lambda d=d: Unpooled(d), s) for d, s in _AXES.items()},  # type: ignore[misc]
-    **{f"FractionalMaxPool{d}": (_of(f"FractionalMaxPool{d}", 2, 3), _AXES[d]) for d in ("2d", "3d")},
     **{f"Dropout{d}": (_of(f"Dropout{d}"), s) for d, s in _AXES.items()},
     **{f"BatchNorm{d}": (_of(f"BatchNorm{d}", s[0]), s) for d, s in _AXES.items()},
     **{f"LazyBatchNorm{d}": (_of(f"LazyBatchNorm{d}"), s) for d, s in _AXES.items()},
@@ -163,23 +162,19 @@ CASES: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: Second(nn.AdaptiveLogSoftmaxWithLoss(6, 8, [4]), lambda x: torch.zeros_like(x[:, 0]).long()),
         VECTOR,
     ),
-    "CTCLoss": (
-        _loss(
-            "CTCLoss",
-            lambda x: torch.ones(len(x), 2, dtype=torch.long),
-            lambda x: torch.full((len(x),), 5),
-            lambda x: torch.full((len(x),), 2),
-        ),
-        SEQUENCE,
-    ),
+    "CTCLoss": (lambda: Aligned(), SEQUENCE),
 }
 LEFT_OUT = {
     "Container": "has no forward",
+    "FractionalMaxPool2d": "random, at inference too",
+    "FractionalMaxPool3d": "random, at inference too",
     "Module": "has no forward",
     "ModuleDict": "has no forward",
     "ModuleList": "has no forward",
     "ParameterDict": "has no forward",
     "ParameterList": "has no forward",
+    "RNNBase": "is a base class",
+    "RNNCellBase": "is a base class",
     "LinearCrossEntropyLoss": "a linear layer and CrossEntropyLoss in one, of a whole batch",
 }
 
@@ -195,6 +190,20 @@ class Unpooled(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Return the maxima at their places, and 0 elsewhere."""
         return self.back(*self.pool(x))
+
+
+class Aligned(nn.Module):
+    """CTCLoss of two labels over a sequence, which it takes with the time first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CTCLoss(reduction="none")
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the loss of each sequence."""
+        n, time = x.shape[:2]
+        labels = torch.ones(n, 2, dtype=torch.long) + torch.arange(2)
+        return self.loss(x.transpose(0, 1).log_softmax(-1), labels, torch.full((n,), time), torch.full((n,), 2))
 
 
 @dataclass(frozen=True)

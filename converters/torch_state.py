@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepshap_ir.converters.registry import comes_from
 from deepshap_ir.converters.restoring import restore
@@ -65,11 +65,10 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             stack.callback(restore, attributes, attributes.copy())
             for name, child in list(layer._modules.items()):
                 # those that spread a batch over devices or processes do not export
-                while comes_from(child, "torch", "DataParallel") or comes_from(
-                    child, "torch", "DistributedDataParallel"
-                ):
-                    child = child.module
-                layer._modules[name] = child
+                inner: Any = child
+                while any(comes_from(inner, "torch", kind) for kind in ("DataParallel", "DistributedDataParallel")):
+                    inner = inner.module
+                layer._modules[name] = inner
             attributes["training"] = False
             attributes["_compiled_call_impl"] = None
         yield

@@ -1,0 +1,41 @@
+"""The table of torch's modules in ``converters/README.md``: a line for each, and a sample of them as they are now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import layers
+
+PAGE = Path(__file__).parent.parent / "converters" / "README.md"
+
+
+def lines() -> dict[str, list[str]]:
+    """Cells of the page's lines, by module."""
+    text = PAGE.read_text().partition(layers.MARKS[0])[2].partition(layers.MARKS[1])[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    return {row[0]: row[1:] for row in rows[1:]}
+
+
+def test_every_module_has_a_line() -> None:
+    assert list(lines()) == layers.names()
+    assert set(layers.names()) == {*layers.CASES, *layers.LEFT_OUT}
+
+
+@pytest.mark.parametrize("name", ["Bilinear", "CosineSimilarity", "LPPool2d", "LSTMCell", "Softmax2d", "Tanhshrink"])
+def test_a_sample_is_explained_as_the_table_says(name: str) -> None:
+    found = layers.check(name)
+    exports, rules, _ = lines()[name]
+    assert (exports, rules) == ("yes", ", ".join(found.rules))
+    assert found.fine, f"gap {found.error}: {found.reason}"
+
+
+def test_what_is_refused_has_its_reason() -> None:
+    found = layers.check("MaxUnpool1d")
+    exports, rules, reason = lines()["MaxUnpool1d"]
+    assert (exports, rules) == ("yes", "")
+    assert found.reason.startswith("RuleError: ")
+    assert reason.startswith("RuleError: ")
