@@ -9,7 +9,7 @@ import pytest
 from benchmarks.operators import MARKS, cases, check, reason
 
 PAGE = Path(__file__).parent.parent / "rules" / "README.md"
-SCORE = 995
+SCORE = 1001
 """Outputs that sum to delta: may rise, must not fall."""
 
 SAMPLE = [
