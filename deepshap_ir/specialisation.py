@@ -64,6 +64,8 @@ class Specialisation:
                 rewrite=lambda graph, protected: rewrite(graph, protected, setup.resolver),
                 calls=setup.resolver.is_called,
             )
+        for sentence in imported.warnings:
+            warnings.warn(sentence, stacklevel=4)
         if setup.logits:
             graph = before_squashing(imported.graph)
             imported = replace(imported, graph=graph, output=graph.outputs[0])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from deepshap_ir import DeepExplainer, InputError, ModelError
 from deepshap_ir.engine.registry import Resolver
-from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing import importer
 from deepshap_ir.importing.importer import Pass, import_model
@@ -85,6 +85,8 @@ def test_a_model_that_takes_one_row_only_is_compared_there() -> None:
     imported = import_model(parsed(body, "(float[N,4] x) => (float[2,2] y)"), data(3, 4))
     assert len(imported.warnings) == 1
     assert "compared with the original one row at a time only" in imported.warnings[0]
+    with pytest.warns(UserWarning, match="one row at a time only"):
+        DeepExplainer(parsed(body, "(float[N,4] x) => (float[2,2] y)"), data(3, 4))
 
 
 def test_a_pass_that_changes_the_function_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
