@@ -143,7 +143,7 @@ CLASSIFIERS += ["trees"]
 def test_classifiers_of_scikit_learn(name: str) -> None:
     """Also behind ZipMap, with the probability of the other class as what is left of 1."""
     pytest.importorskip("skl2onnx")
-    from skl2onnx import to_onnx  # type: ignore[import-untyped]
+    from skl2onnx import to_onnx
     from sklearn.datasets import load_iris
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression

@@ -73,4 +73,5 @@ def _values(body: Graph, points: Array) -> Array | None:
     """What `body` makes of each of `points`, in float64."""
     op = Emitter(body.opsets, np.dtype(np.float64))
     (result,) = op.graph(body.astype(np.float64), [op.constant(points)])
-    return result.data.reshape(points.shape)  # a constant of shape [1, 1, 1] adds axes
+    # a constant of shape [1, 1, 1] adds axes
+    return None if result.data is None else result.data.reshape(points.shape)
