@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -123,9 +124,13 @@ def scatter_elements(ctx: Context, m: Sequence[Value]) -> Multipliers:
     fixed = ctx.constant(1)
     if fixed is not None:
         return _written(ctx, m[0], element_places(fixed, ctx.shape(), axis), len(ctx.shape()))
-    op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
-    overwritten = op.ScatterElements(m[0], i, op.zeros(updates, m[0].dtype), axis=axis)
-    return _written_at_random(ctx, m[0], overwritten, lambda i: op.GatherElements(m[0], i, axis=axis))
+    op, nothing = ctx.op, ctx.op.zeros(ctx.shape(2), m[0].dtype)
+    return _written_at_random(
+        ctx,
+        m[0],
+        lambda i: op.ScatterElements(m[0], i, nothing, axis=axis),
+        lambda values, i: op.GatherElements(values, i, axis=axis),
+    )
 
 
 @rule("ScatterND")
@@ -134,9 +139,8 @@ def scatter_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
     fixed = ctx.constant(1)
     if fixed is not None:
         return _written(ctx, m[0], slice_places(fixed, ctx.shape(), 0), ctx.shape(1)[-1])
-    op, i, updates = ctx.op, ctx.x(1), ctx.shape(2)
-    overwritten = op.ScatterND(m[0], i, op.zeros(updates, m[0].dtype))
-    return _written_at_random(ctx, m[0], overwritten, lambda i: op.GatherND(m[0], i))
+    op, nothing = ctx.op, ctx.op.zeros(ctx.shape(2), m[0].dtype)
+    return _written_at_random(ctx, m[0], lambda i: op.ScatterND(m[0], i, nothing), op.GatherND)
 
 
 def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
@@ -158,22 +162,93 @@ def _written(ctx: Context, m: Value, places: Array, depth: int) -> Multipliers:
     return [data, None, updates if stays.all() else op.Where(stays, updates, zero)]
 
 
-def _written_at_random(ctx: Context, m: Value, overwritten: Value, taken_at: Callable[[Value], Value]) -> Multipliers:
-    """Updates at places that are known only when the program runs; `taken_at` takes multipliers from these places.
+def _written_at_random(
+    ctx: Context, m: Value, overwritten: Callable[[Value], Value], taken_at: Callable[[Value, Value], Value]
+) -> Multipliers:
+    """Updates at places that are known only when the program runs.
 
-    Varying places i to which updates u are added get ``phi_p = <m[i_p] - m[i0_p], u_p>``, and u the mean of both.
+    `overwritten` has ``m_y`` with zeros at given places, `taken_at` takes numbers from places.
+
+    Varying places i to which updates u are added get ``phi_p = <m[i_p] - m[i0_p], u_p>``, and u the mean of both: the
+    Shapley values. So do updates that take the place of the data d, for ``u_p - d[i_p]``, where no two meet; where they
+    do, the last of them stays.
     """
     op = ctx.op
     if not ctx.varies(1):
-        return [m if _adds(ctx) else overwritten, None, taken_at(ctx.x(1))]
-    if not _adds(ctx) or (ctx.node.op_type == "ScatterND" and ctx.shape(1)[-1] > 1):
-        raise RuleError("its indices vary; only adding at single numbers has a rule then, where none hides another")
-    here, there = taken_at(ctx.x(1)), taken_at(ctx.x0(1))
-    phi = (here - there) * ctx.as_float(ctx.mid_x(2))
-    others = list(range(len(ctx.shape(1)) - 1, phi.rank)) if ctx.node.op_type == "ScatterND" else []
-    phi = op.ReduceSum(phi, others, keepdims=0) if others else phi
-    slope = quotient(op.Reshape(op.cast(phi, op.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
-    return [m, slope, (here + there) * 0.5]
+        return [m if _adds(ctx) else overwritten(ctx.x(1)), None, taken_at(m, ctx.x(1))]
+    numbers = ctx.shape(1)[-1] if ctx.node.op_type == "ScatterND" else 1
+    if numbers > 1:
+        raise RuleError(f"its indices vary, and are {numbers} numbers each; only single numbers have a rule then")
+    others = list(range(len(ctx.shape(1)) - 1, len(ctx.shape(2)))) if ctx.node.op_type == "ScatterND" else []
+
+    def slope(phi: Value) -> Value:
+        return quotient(op.Reshape(op.cast(phi, op.dtype), np.array(ctx.shape(1), np.int64)), ctx.delta_x(1))
+
+    def over_slices(phi: Value) -> Value:
+        return op.ReduceSum(phi, others, keepdims=0) if others else phi
+
+    here, there = taken_at(m, ctx.x(1)), taken_at(m, ctx.x0(1))
+    updates = ctx.as_float(ctx.mid_x(2))
+    if _adds(ctx):
+        return [m, slope(over_slices((here - there) * updates)), (here + there) * 0.5]
+    meeting = _Meeting.of(ctx)
+    data = ctx.as_float(ctx.mid_x(0))
+    stays, stays0 = (meeting.stays(places, len(others)) for places in (meeting.places, meeting.places0))
+    zero = op.constant(0.0, m.dtype)
+    here, there = op.Where(stays, here, zero), op.Where(stays0, there, zero)
+    phi = here * (updates - taken_at(data, ctx.x(1))) - there * (updates - taken_at(data, ctx.x0(1)))
+    moved = meeting.among_moved(op.Reshape(over_slices(phi), list(meeting.places.shape)))
+    return [(overwritten(ctx.x(1)) + overwritten(ctx.x0(1))) * 0.5, slope(moved), (here + there) * 0.5]
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """Updates of which the last at one place stays, the places being known only when the program runs.
+
+    Attributes
+    ----------
+    places, places0 : index of each update along `axis`, at the sample and at the reference.
+    table : shape of a table with a number for each place.
+    """
+
+    places: Value
+    places0: Value
+    table: tuple[int, ...]
+    axis: int
+
+    @classmethod
+    def of(cls, ctx: Context) -> _Meeting:
+        """Those of a ScatterElements, or of a ScatterND by single numbers."""
+        if ctx.node.op_type == "ScatterElements":
+            return cls(ctx.x(1), ctx.x0(1), ctx.shape(), ctx.attribute("axis", 0) % len(ctx.shape()))
+        places, places0 = (ctx.op.Reshape(i, [-1]) for i in (ctx.x(1), ctx.x0(1)))
+        return cls(places, places0, ctx.shape()[:1], 0)
+
+    def stays(self, places: Value, slices: int) -> Value:
+        """Whether an update at `places` is the last at its place; with so many axes of its slice."""
+        op, axis, shape = places.op, self.axis, list(places.shape)
+        turn = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        turns = op.constant(np.broadcast_to(turn, shape).copy())
+        nobody = op.constant(np.full(self.table, -1))
+        last = op.GatherElements(op.ScatterElements(nobody, places, turns, axis=axis), places, axis=axis)
+        marks: Value = op.Equal(last, turns)
+        return op.Reshape(marks, [*shape, *[1] * slices]) if slices else marks
+
+    def among_moved(self, phi: Value) -> Value:
+        """What an update that did not move gains or loses is the doing of those that came to its place or left it."""
+        op, axis = phi.op, self.axis
+        still = op.Equal(self.places, self.places0)
+        zero, zeros = op.constant(0.0, phi.dtype), op.zeros(self.table, phi.dtype)
+        moved = op.cast(op.Not(still), phi.dtype)
+
+        def added(values: Value, places: Value) -> Value:
+            return op.ScatterElements(zeros, places, values, axis=axis, reduction="add")
+
+        came_or_left = added(moved, self.places) + added(moved, self.places0)
+        share = added(op.Where(still, phi, zero), self.places) / op.Max(came_or_left, op.constant(1.0, phi.dtype))
+        doing = op.GatherElements(share, self.places, axis=axis) + op.GatherElements(share, self.places0, axis=axis)
+        result: Value = op.Where(still, zero, phi + doing)
+        return result
 
 
 def _adds(ctx: Context) -> bool:

@@ -220,28 +220,39 @@ def tensor_scatter(ctx: Expansion) -> Value:
     return result
 
 
-@rule("MaxUnpool")
-def max_unpool(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
-    """``y[i_p] = x[p]`` in the flattened output: each multiplier is read where its element was put."""
-    op, shape = ctx.op, ctx.shape()
-    places = op.Reshape(ctx.x(1), [-1])
-    _require_own_shape(ctx, m[0].shape)
-    found = op.Gather(op.Reshape(m[0], [-1]), places, axis=0)
-    return [op.Reshape(found, list(shape)), *[None] * (ctx.n_inputs - 1)]
+@expand("MaxUnpool")
+def max_unpool(ctx: Expansion) -> Value:
+    """``y[i_p] = x[p]`` in the flattened output, which is 0 elsewhere."""
+    op, shape = ctx.op, _own_shape(ctx)
+    zeros = op.zeros((math.prod(shape),), ctx.x().dtype)
+    whole = op.ScatterElements(zeros, op.Reshape(ctx.x(1), [-1]), op.Reshape(ctx.x(), [-1]), axis=0)
+    result: Value = op.Reshape(whole, shape)
+    return result
 
 
-def _require_own_shape(ctx: Context, result: Sequence[int]) -> None:
-    """Refuse a shape that the kernel does not give: the standard and onnxruntime count the indices differently then."""
+def _own_shape(ctx: Expansion) -> list[int]:
+    """The shape that the kernel gives.
+
+    Raises
+    ------
+    RuleError
+        The model asks for another shape: the standard counts the indices in the kernel's, onnxruntime in the other.
+    """
     kernel = ctx.attribute("kernel_shape")
     rank = len(kernel)
     strides, pads = ctx.attribute("strides") or [1] * rank, ctx.attribute("pads") or [0] * 2 * rank
     each = zip(ctx.shape()[2:], kernel, strides, pads, pads[rank:], strict=False)
-    own = (*ctx.shape()[:2], *((n - 1) * s + k - before - after for n, k, s, before, after in each))
-    if own != tuple(result):
+    own = [*ctx.shape()[:2], *((n - 1) * s + k - before - after for n, k, s, before, after in each)]
+    fixed = ctx.constant(2) if ctx.has(2) else np.array(own)
+    asked = None if fixed is None else fixed.tolist()
+    if asked is None:
+        raise RuleError(f"{ctx.node}: its shape is computed from a model input; only a fixed shape is supported")
+    if own != asked:
         raise RuleError(
-            f"its output has the shape {list(result)}, its kernel gives {list(own)}: where elements are put then, "
+            f"{ctx.node}: its output has the shape {asked}, its kernel gives {own}: where elements are put then, "
             f"the standard and onnxruntime do not agree"
         )
+    return own
 
 
 @rule("TopK")

@@ -9,20 +9,46 @@ import numpy as np
 
 from deepshap_ir.extend import Array, Context, Value, Windows, rule
 from deepshap_ir.rules.maximum import ratio, shapley_of_max, uses_shapley
+from deepshap_ir.rules.shapley import quotient
 
 
 @rule("MaxPool")
 def max_pool(ctx: Context, m: Sequence[Value | None]) -> Value:
     """The winners' rule; exact Shapley values with the option ``max_pooling="shapley"``. Windows that overlap add.
 
-    Indices, the second output, jump: nothing is booked to them.
+    What the jump of an index, the second output, changes is shared between the two winners.
     """
+    indices = places(ctx, m[1]) if len(m) > 1 and m[1] is not None else None
     if m[0] is None:
-        return ctx.op.zeros(ctx.shape(), ctx.as_float(ctx.x()).dtype)
+        return ctx.op.zeros(ctx.shape(), ctx.as_float(ctx.x()).dtype) if indices is None else indices
     windows = Windows.of(ctx, ctx.attribute("kernel_shape"), ctx.shape()[2:], m[0].shape[2:])
     if uses_shapley(ctx, "max_pooling", "shap"):
-        return joined(shapley(ctx, windows, m[0]), windows)
-    return winners(ctx, windows, m[0])
+        values = joined(shapley(ctx, windows, m[0]), windows)
+    else:
+        values = winners(ctx, windows, m[0])
+    return values if indices is None else values + indices
+
+
+def places(ctx: Context, m: Value) -> Value:
+    """The index jumps from the reference's winner b to the sample's winner a: the Shapley values of these two.
+
+    The game is "a is above b"; of equal elements the first is above.
+    """
+    op, planes = ctx.op, [*ctx.shape()[:2], -1]
+    a, b = winner(ctx, ctx.x()), winner(ctx, ctx.x0())
+    x, x0 = (op.Reshape(ctx.as_float(z), planes) for z in (ctx.x(), ctx.x0()))
+    (x_a, x_b), (x0_a, x0_b) = ([op.GatherElements(z, j, axis=2) for j in (a, b)] for z in (x, x0))
+
+    def above(at_a: Value, at_b: Value) -> Value:
+        return op.cast(op.Greater(at_a, at_b) | (op.Less(a, b) & op.Equal(at_a, at_b)), op.dtype)
+
+    change = op.Reshape(op.cast(m, op.dtype) * op.cast(ctx.y(1) - ctx.y0(1), op.dtype), planes)
+    lead = (above(x_a, x0_b) - above(x0_a, x_b)) * 0.5
+    whole = op.zeros([*planes[:2], int(np.prod(ctx.shape()[2:]))], op.dtype)
+    for j, phi, delta in ((a, change * (lead + 0.5), x_a - x0_a), (b, change * (0.5 - lead), x_b - x0_b)):
+        whole = op.ScatterElements(whole, j, quotient(phi, op.cast(delta, op.dtype)), axis=2, reduction="add")
+    result: Value = op.Reshape(whole, list(ctx.shape()))
+    return result
 
 
 def winners(ctx: Context, windows: Windows, m: Value) -> Value:

@@ -1,12 +1,14 @@
 """Products of many elements, determinants, Lp pools, top elements, unpooling."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deepshap_ir.errors import RuleError
-from deepshap_ir.testing import Checked, check_rule, exact_shapley
+from deepshap_ir.extend import Node
+from deepshap_ir.testing import Checked, check_rule, exact_shapley, one_node_graph
 
 AXES = [None, np.array([1]), np.array([0, -1])]
 
@@ -63,9 +65,36 @@ def test_top_elements(largest: int, axis: int) -> None:
     check_rule("TopK", inputs, attributes=attributes, outputs=2, derivative=False, domain=lambda g, s: g.normal(size=s))
 
 
-def test_unpooling() -> None:
-    indices = np.array([[[[5, 7], [13, 15]]]])
-    check_rule("MaxUnpool", [(1, 1, 2, 2), indices], attributes={"kernel_shape": [2, 2], "strides": [2, 2]})
+@pytest.mark.parametrize("opset", [18, 22])
+def test_unpooling(opset: int) -> None:
+    indices, attributes = np.array([[[[5, 7], [13, 15]]]]), {"kernel_shape": [2, 2], "strides": [2, 2]}
+    check_rule("MaxUnpool", [(1, 1, 2, 2), indices], attributes=attributes, opset=opset)
+
+
+UNPOOLED: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((1, 2, 8), {"kernel_shape": [2], "strides": [2]}),
+    ((1, 2, 8), {"kernel_shape": [3], "strides": [3], "pads": [1, 0]}),
+    ((1, 2, 4, 6), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    ((1, 2, 7, 5), {"kernel_shape": [3, 3], "strides": [2, 2]}),  # windows meet: they hold the same largest element
+    ((1, 1, 5, 4), {"kernel_shape": [2, 2], "strides": [1, 1]}),
+    ((1, 1, 4, 4, 4), {"kernel_shape": [2, 2, 2], "strides": [2, 2, 2]}),
+]
+
+
+@pytest.mark.parametrize(("shape", "attributes"), UNPOOLED, ids=str)
+@pytest.mark.parametrize("options", [{}, {"max_pooling": "shapley"}], ids=["shap", "shapley"])
+def test_pooling_and_back(shape: tuple[int, ...], attributes: dict[str, Any], options: dict[str, Any]) -> None:
+    """The indices vary; where no element wins in another window, no place does."""
+    pool = one_node_graph("MaxPool", [np.zeros(shape)], [0], attributes, outputs=2)
+    back = Node("back", "MaxUnpool", ("y0", "y1"), ("z",), attributes, "", pool.opsets[""])
+    graph = replace(
+        pool,
+        nodes=(*pool.nodes, back),
+        outputs=("z",),
+        shapes=pool.shapes | {"z": shape},
+        dtypes=pool.dtypes | {"z": np.dtype(np.float64)},
+    )
+    check_rule(graph, options=options, derivative=False)
 
 
 def test_unpooling_into_another_shape_is_refused() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deepshap_ir.engine.backends import OnnxRuntime, Reference
+from deepshap_ir.engine.backends import Reference
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.extend import Array, Context, Node, Value
 from deepshap_ir.rules.max_pooling import max_pool
@@ -142,13 +142,32 @@ def test_of_integers() -> None:
     check_rule(graph, domain=integers, derivative=False)  # between integers there is none
 
 
-@pytest.mark.parametrize("explained", [0, 1])
-def test_indices_are_given_nothing(explained: int) -> None:
-    x = np.random.default_rng(0).normal(size=(1, 1, 6, 6))
-    graph = one_node_graph("MaxPool", [x], [0], {"kernel_shape": [2, 2]}, outputs=2, explained=explained)
-    run = Runner(graph.astype(np.float32), Resolver(), OnnxRuntime())
-    m = run.multipliers([x[None]], [-x[None]], np.ones((1, 1, 1, 5, 5)))[0]
-    assert bool(m.any()) == (explained == 0)
+@pytest.mark.parametrize("attributes", [{"kernel_shape": [2], "strides": [2]}, {"kernel_shape": [3]}], ids=str)
+def test_what_indices_change_is_shared_between_the_winners(attributes: dict[str, Any]) -> None:
+    """In windows of two elements these are the exact Shapley values of the indices."""
+    rng = np.random.default_rng(0)
+    x, x0 = rng.normal(size=(2, 1, 2, 6))
+    graph = one_node_graph("MaxPool", [x], [0], attributes, outputs=2, explained=1)
+    windows = places((6,), graph.shapes["y1"][2:], attributes)
+    seed = rng.normal(size=graph.shapes["y1"])
+    m = Runner(graph, Resolver(), Reference()).multipliers([x[None]], [x0[None]], seed[None])[0][0, 0, 0]
+    phi = m * (x - x0)
+
+    def indices(rows: Array, window: list[int]) -> Array:
+        found: Array = np.array(window, np.float64)[rows[:, window].argmax(-1)]
+        return found
+
+    for c, weights in enumerate(seed[0]):
+
+        def weighted(rows: Array, weights: Array = weights) -> Array:
+            per_window = [weight * indices(rows, [i for (i,) in w]) for weight, w in zip(weights, windows, strict=True)]
+            total: Array = np.sum(per_window, axis=0)
+            return total
+
+        exact = exact_shapley(weighted, x[0, c], x0[0, c])
+        np.testing.assert_allclose(phi[0, c].sum(), exact.sum(), atol=1e-12)
+        if len(windows[0]) == 2:
+            np.testing.assert_allclose(phi[0, c], exact, atol=1e-12)
 
 
 def test_a_rule_that_is_slightly_wrong_is_rejected() -> None:
