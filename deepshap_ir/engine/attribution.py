@@ -108,8 +108,10 @@ class Attributions:
         return np.asarray(np.abs(total - (self.output - self.base)))
 
     def scale(self) -> Array:
-        """What the gap is relative to, ``[N, *outputs]``."""
-        scale = np.maximum(np.abs(self.output), self.base_magnitude)
+        """What the gap is relative to, ``[N, *outputs]``; an output that is 0 at all points has the largest's size."""
+        scale = np.asarray(np.maximum(np.abs(self.output), self.base_magnitude))
+        largest = scale.reshape(len(scale), -1).max(1, initial=0).reshape(-1, *[1] * (scale.ndim - 1))
+        scale = np.where(scale == 0, largest, scale)
         return scale if self.absolute is None else np.maximum(scale, self.absolute)
 
     def finite(self) -> Array:
