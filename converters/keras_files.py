@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,38 @@ def load(path: str | os.PathLike[str]) -> Any:
         f"If it has classes of your own, load it yourself with custom_objects= and explain the model; models of Keras "
         f"2 need the package tf_keras."
     )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An input of a loaded model.
+
+    Attributes
+    ----------
+    name : as the model calls it.
+    shape : of one row, None for a dimension that it leaves free.
+    dtype : by name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def inputs(model: Any) -> list[Spec]:
+    """Return the inputs of a loaded model in order; none where it does not say all of their shapes."""
+    from deepshap_ir.converters import keras, keras_calls, tensorflow
+
+    if keras.takes(model):
+        symbols = [(keras_calls.name_of(symbol), symbol) for symbol in keras_calls.inputs_of(model) or ()]
+    else:
+        symbols = list(tensorflow.specs(model).items())
+    if any(getattr(symbol.shape, "rank", 1) in (None, 0) for _, symbol in symbols):
+        return []
+    return [
+        Spec(name, tuple(symbol.shape)[1:], str(getattr(symbol.dtype, "name", symbol.dtype)))
+        for name, symbol in symbols
+    ]
 
 
 def _first(error: BaseException) -> BaseException:

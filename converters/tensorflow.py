@@ -145,6 +145,12 @@ def _parameters(function: Any) -> tuple[list[str], dict[str, str], bool]:
     return [name for name in names if name not in ("self", "mask")], {}, False
 
 
+def specs(model: Any) -> dict[str, Any]:
+    """Return the specs of the signature of a loaded SavedModel by name; none where it has no such signature."""
+    given, named = getattr(_function(model), "structured_input_signature", None) or ((), {})
+    return {} if given else dict(named)
+
+
 @contextmanager
 def _unchanged(model: Any, variables: Sequence[Any]) -> Iterator[None]:
     """Call a module without a trace in its variables and attributes."""

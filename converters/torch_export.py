@@ -133,7 +133,7 @@ class Subject:
         except Exception as error:  # whatever the module's own code raises
             shapes = ", ".join(f"{name} {list(a.shape)} of {a.dtype}" for name, a in arrays.items())
             raise InputError(
-                f"{type(self.module).__name__} fails on rows of the background ({shapes}): {one_line(error)}"
+                f"{type(self.module).__name__} fails on rows of the background ({shapes}): {_cause(error)}"
             ) from error
 
     def observe(self, rows: Mapping[str, Array], output: str | int | None) -> Observed:
@@ -263,7 +263,8 @@ def _cause(error: BaseException) -> str:
     """Return the message of the first of a chain of errors: the last ones only name the exporter's stages."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return one_line(error)
+    remedy = "; write the program with a batch of any size, torch.export.export(..., dynamic_shapes=...)"
+    return one_line(error) + remedy * str(error).startswith("Guard failed")
 
 
 def _program(observed: Observed) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnx import ModelProto
 
 from deepshap_ir.commands.results import whole_file
 from deepshap_ir.commands.tables import Input, read_rows
+from deepshap_ir.converters import keras_files
 from deepshap_ir.converters.registry import BUILT_IN, Settings, convert, find
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
@@ -50,20 +52,17 @@ def open_model(
     """
     if is_onnx(path):
         return load_model(path), list(output)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow's C++, which tells of its devices
+    source: Any = path
     if data is not None:
         rows = _rows(data, drop)
-    elif shapes:
-        rows = _made(shapes)
     else:
-        raise InputError(
-            f"{path}: to trace this model takes rows, as it does not say the shapes of its inputs: give --background "
-            f"FILE, or --shape NAME=1,3,224,224 for every input"
-        )
+        source, rows = _made(path, shapes)
     names = [text for text in output if not text.startswith("top:")]
     chosen: str | int | None = names[0] if len(names) == 1 else None
     if chosen is not None and names[0].lstrip("-").isdecimal():
         chosen = int(names[0])
-    conversion = convert(path, rows, Settings(output=chosen))
+    conversion = convert(source, rows, Settings(output=chosen))
     known = [name for node in conversion.model.graph.node for name in node.output]
     if isinstance(chosen, str) and conversion.output not in known:
         raise InputError(f"--output: the model has no value {chosen!r}.{suggest(chosen, known)}")
@@ -87,10 +86,36 @@ def _rows(path: Path, drop: Collection[str]) -> Any:
     return arrays
 
 
-def _made(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def _made(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Any]:
+    """Return the model, loaded if that tells what its inputs are, and rows that are made up.
+
+    Raises
+    ------
+    InputError : a shape is not known, or it is given for no input of the model.
+    """
+    wanted = "give --background FILE, or --shape NAME=1,3,224,224 for every input"
+    source: Any = path
+    specs: list[keras_files.Spec] = []
+    if keras_files.takes(path):
+        source = keras_files.load(path)
+        specs = keras_files.inputs(source)
+    if not specs and not shapes:
+        raise InputError(f"{path}: this model is traced with rows, and the file does not say of which shape: {wanted}")
+    specs = specs or [keras_files.Spec(name, shape[1:], "float32") for name, shape in shapes.items()]
+    known = [spec.name for spec in specs]
+    if (unknown := next((name for name in shapes if name not in known), None)) is not None:
+        raise InputError(f"--shape: the model has no input {unknown!r}.{suggest(unknown, known)}")
     rng = np.random.default_rng(0)
-    arrays: list[Array] = [rng.normal(size=(ROWS, *shape[1:])).astype(np.float32) for shape in shapes.values()]
-    return arrays[0] if len(arrays) == 1 else dict(zip(shapes, arrays, strict=True))
+    arrays: list[Array] = []
+    for spec in specs:
+        shape = shapes[spec.name][1:] if spec.name in shapes else spec.shape
+        size = [length for length in shape if length is not None]
+        if len(size) < len(shape):
+            raise InputError(f"{path}: the input {spec.name!r} has free dimensions, {shape}: {wanted}")
+        is_float = "float" in spec.dtype
+        made = rng.normal(size=(ROWS, *size)) if is_float else np.zeros((ROWS, *size))
+        arrays.append(made.astype(np.float32 if is_float else spec.dtype))
+    return source, arrays[0] if len(arrays) == 1 else dict(zip(known, arrays, strict=True))
 
 
 def write_model(path: Path, model: ModelProto) -> None:

@@ -281,9 +281,14 @@ def _from_table(
             {one.name: _laid_out(_cast(path, one, values[:, placed[one.name]]), one) for one in inputs}, tuple(names)
         )
     if len(inputs) != 1:
+        known = {one.name for one in inputs}
+        strays = [name for name in names if not {name, name.rpartition("[")[0]} & known] or names
+        bases = {part for name in names for part in (name, name.rpartition("[")[0])}
+        without = [one for one in inputs if one.name not in bases]
+        remedy = f"there is no column for {_listed(without)}" if without else "leave columns out with --drop"
         raise InputError(
-            f"{path}: columns for several inputs are called 'input' or 'input[position]' after {_listed(inputs)}, "
-            f"these are {_quoted(names)}"
+            f"{path}: columns for several inputs are called 'input' or 'input[position]' after the model's, and "
+            f"{_quoted(strays)} are not; {remedy}"
         )
     only = inputs[0]
     made = _cast(path, only, values)

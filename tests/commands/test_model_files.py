@@ -136,7 +136,10 @@ def test_an_archive_with_code_in_it_is_refused(old: str, new: str, message: str)
 @pytest.mark.usefixtures("files")
 def test_what_is_missing() -> None:
     for arguments, message in (
-        (("scripted.pt",), "give --background FILE, or --shape NAME=1,3,224,224 for every input"),
+        (
+            ("scripted.pt",),
+            "the file does not say of which shape: give --background FILE, or --shape NAME=1,3,224,224 for every input",
+        ),
         (("nowhere.pt", "--shape", "x=1,4"), "'nowhere.pt': there is no such file"),
         (("scripted.pt", "--shape", "x=1,5"), "fails on rows of the background"),
         (("scripted.pt", "--shape", "x=1,4", "--output", "logits"), "no value 'logits'"),
@@ -152,7 +155,73 @@ def test_what_is_missing() -> None:
 
 
 @pytest.mark.usefixtures("files")
+def test_a_program_of_one_batch_size(module: nn.Sequential) -> None:
+    torch.export.save(torch.export.export(module, (torch.ones(2, 4),)), "fixed.pt2")
+    result = deepshap("explain", "fixed.pt2", "-b", "rows.npy", "-s", "rows.npy", "-o", "out.npz")
+    assert result.exit_code == 2
+    assert "write the program with a batch of any size, torch.export.export(..., dynamic_shapes=" in result.stderr
+
+
+@pytest.mark.usefixtures("files")
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'deepshap-ir\[torch\]'"):
         torch_files.load("scripted.pt")
+
+
+@pytest.fixture(scope="module")
+def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model of two inputs, the second of whole numbers, in the three forms that Keras writes, and its rows."""
+    from tests.converters.keras_models import rows  # before Keras: it silences TensorFlow
+
+    import keras  # isort: skip
+
+    folder = tmp_path_factory.mktemp("keras")
+    keras.utils.set_random_seed(0)
+    x, ids = keras.Input((4,), name="x"), keras.Input((2,), name="ids", dtype="int32")
+    words = keras.layers.Flatten()(keras.layers.Embedding(5, 3)(ids))
+    y = keras.layers.Dense(6, activation="relu")(keras.layers.Concatenate()([x, words]))
+    model = keras.Model([x, ids], keras.layers.Dense(2)(y))
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    model.export(folder / "saved", verbose=False)
+    np.savez(folder / "rows.npz", x=rows(4), ids=np.arange(12).reshape(6, 2) % 5)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
+def test_files_of_keras(name: str, keras_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, rows = str(keras_files / name), str(keras_files / "rows.npz")
+    result = deepshap("convert", file, "-o", "out.onnx")  # the file says what its inputs are
+    assert result.exit_code == 0, result.output
+    found = []
+    for model in (file, "out.onnx"):
+        result = deepshap("explain", model, "-b", rows, "-s", rows, "-o", "phi.npz", "--input", "x")
+        assert result.exit_code == 0, result.output
+        with np.load("phi.npz") as archive:
+            found.append(archive["values"])
+    assert found[0].shape == (6, 4, 2)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    if name == "saved":
+        return
+    result = deepshap("inspect", file, "--json")
+    assert list(json.loads(result.stdout)["inputs"]) == ["x", "ids"], result.output
+    result = deepshap("inspect", file, "--shape", "y=1,4")
+    assert "--shape: the model has no input 'y'. There are: 'x', 'ids'." in result.stderr
+
+
+def test_a_keras_file_with_free_dimensions(tmp_path: Path) -> None:
+    from tests.converters import keras_models  # noqa: F401
+
+    import keras  # isort: skip
+
+    path = tmp_path / "series.keras"
+    series = keras.Input((None, 2), name="series")
+    keras.Model(series, keras.layers.GlobalAveragePooling1D()(series)).save(path)
+    result = deepshap("inspect", str(path))
+    assert result.exit_code == 2
+    assert (
+        "the input 'series' has free dimensions, (None, 2): give --background FILE, or --shape NAME=" in result.stderr
+    )
+    assert deepshap("inspect", str(path), "--shape", "series=1,7,2").exit_code == 0

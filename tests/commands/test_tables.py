@@ -209,8 +209,16 @@ class TestCsv:
             read_rows(written("x.csv", "x[0],x[2]\n1,2\n"), [AGES])
 
     def test_columns_that_name_no_input(self, written: Written) -> None:
-        with pytest.raises(InputError, match=r"are called 'input' or 'input\[position\]' after 'x' .*'age', 'height'"):
+        with pytest.raises(InputError, match=r"are called 'input' or 'input\[position\]' .*'age', 'height'"):
             read_rows(written("x.csv", CSV), [AGES, TOKENS])
+
+    def test_one_column_among_many_that_names_no_input(self, written: Written) -> None:
+        inputs = [Input("age", (1,)), Input("body_mass", (1,))]
+        message = r"after the model's, and 'body/mass' are not; there is no column for 'body_mass' \[N, 1\]$"
+        with pytest.raises(InputError, match=message):
+            read_rows(written("x.csv", "age,body/mass\n1,2\n"), inputs)
+        with pytest.raises(InputError, match=r"and 'id' are not; leave columns out with --drop$"):
+            read_rows(written("y.csv", "age,body_mass,id\n1,2,3\n"), inputs)
 
     @pytest.mark.parametrize(
         ("dtype", "cell", "message"),
