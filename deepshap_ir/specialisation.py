@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from deepshap_ir.graph import Array, Graph
 from deepshap_ir.hypothetical import check_one_hot, example_axes
 from deepshap_ir.importing.feeds import columns
 from deepshap_ir.importing.importer import Imported, import_model
-from deepshap_ir.joins.canonical import canonicalise
+from deepshap_ir.joins.canonical import FIRST, PASSES, Pass, canonicalise
 from deepshap_ir.logits import before_squashing
 from deepshap_ir.request import Request, Setup
 
@@ -308,10 +308,11 @@ def _count(references: References) -> int:
 
 def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
     """Expand what has no rule and join what belongs together, but not nodes for which an explainer has its own rule."""
-    graph = expand_graph(graph, resolver)
-    return _joined(graph, protected, resolver)
+    graph = expand_graph(_joined(graph, protected, resolver, FIRST), resolver)
+    return _joined(graph, protected, resolver, PASSES)
 
 
-def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
+def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver, passes: Sequence[Pass]) -> Graph:
     own = {node.name for node in graph.nodes if resolver.is_own(node)}
-    return in_bodies(canonicalise(graph, protected, own), lambda body: _joined(body, frozenset(), resolver))
+    joined = canonicalise(graph, protected, own, passes)
+    return in_bodies(joined, lambda body: _joined(body, frozenset(), resolver, passes))

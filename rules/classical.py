@@ -223,6 +223,18 @@ def label_encoder(ctx: Expansion) -> Value:
     return as_output(ctx, total + float(default))
 
 
+@expand("ai.onnx.ml::CategoryMapper")
+def category_mapper(ctx: Expansion) -> Value:
+    """Refused: a table between numbers and strings. Two of them in a row are one table of numbers by then.
+
+    Raises
+    ------
+    RuleError
+        It is not followed by a table from strings to numbers, or it reads strings.
+    """
+    raise RuleError(f"{ctx.node}: it reads or gives strings, which have no delta")
+
+
 def _table(ctx: Expansion, side: str) -> Array | None:
     for suffix, dtype in (("floats", np.float32), ("int64s", np.int64)):
         if ctx.attribute(f"{side}_{suffix}"):

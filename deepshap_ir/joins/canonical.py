@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from deepshap_ir.joins.norms import NORMS
 from deepshap_ir.joins.product_trees import join_products, square
 from deepshap_ir.joins.regions import join_regions
 from deepshap_ir.joins.rewriting import Pattern, Rewriter
+from deepshap_ir.joins.texts import TEXTS
 from deepshap_ir.joins.windows import WINDOWS
 
 Pass = Callable[[Graph, Collection[str]], Graph]
@@ -86,8 +87,13 @@ PASSES: list[Pass] = [
 ]
 """What `canonicalise` does, in this order: products group their factors before functions of one number are joined."""
 
+FIRST: list[Pass] = [patterns(*TEXTS)]
+"""What is joined before operators are expanded."""
 
-def canonicalise(graph: Graph, protected: Collection[str], own: Collection[str] = ()) -> Graph:
+
+def canonicalise(
+    graph: Graph, protected: Collection[str], own: Collection[str] = (), passes: Sequence[Pass] = PASSES
+) -> Graph:
     """`graph` with patterns joined whose answer would depend on how they are spelled.
 
     Joined nodes without an ONNX operator of their own are of the domain `deepshap_ir.engine.value.INTERNAL` and have
@@ -97,11 +103,12 @@ def canonicalise(graph: Graph, protected: Collection[str], own: Collection[str] 
     ----------
     protected : values that survive and that nothing is joined across: held, attributed to.
     own : names of nodes that stay as they are, because they have a rule of the user's.
+    passes : what is joined.
     """
     keep = frozenset([*protected, *graph.inputs, *graph.outputs])
     hidden = {node.name: node.domain for node in graph.nodes if node.name in own}
     graph = _in_domains(graph, dict.fromkeys(hidden, HIDDEN))
-    for apply in PASSES:
+    for apply in passes:
         graph = apply(graph, keep)
     return _in_domains(graph, hidden)
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from deepshap_ir import DeepExplainer
+from deepshap_ir import DeepExplainer, RuleError
 from deepshap_ir.graph import Array
 from deepshap_ir.testing import exact_shapley
 
@@ -173,3 +173,59 @@ def test_label_encoder(keys: dict[str, Any], values: dict[str, Any], default: di
     kind = np.int64 if dtype == TensorProto.INT64 else np.float32
     samples, references = np.array([[0, 1, 2, 3], [3, 0, 1, 1]], kind), np.array([[1, 1, 0, 0], [3, 2, 0, 4]], kind)
     assert_exact(model, samples, references)
+
+
+NAMES = {"cats_int64s": [0, 1, 3], "cats_strings": ["a", "b", "c"]}
+SAMPLES, REFERENCES = np.array([[0, 1, 2, 3], [3, 0, 1, 1]]), np.array([[1, 1, 0, 0], [3, 2, 0, 4]])
+
+
+def ml_node(op_type: str, source: str, target: str, **attributes: Any) -> Any:
+    return helper.make_node(op_type, [source], [target], domain="ai.onnx.ml", **attributes)
+
+
+NUMBERS = [helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)]
+TO_NUMBERS: dict[str, list[Any]] = {
+    "LabelEncoder": [ml_node("LabelEncoder", "s", "y", keys_strings=["c", "a"], values_floats=[0.5, 2.0])],
+    "the default, a key": [
+        ml_node("LabelEncoder", "s", "y", keys_strings=["z", "a"], values_floats=[0.5, 2.0], default_float=9.0)
+    ],
+    "CategoryMapper": [
+        ml_node("CategoryMapper", "s", "i", cats_strings=["a", "b"], cats_int64s=[7, -2], default_int64=4),
+        *NUMBERS,
+    ],
+    "two tables": [
+        ml_node("LabelEncoder", "s", "t", keys_strings=["a", "b"], values_strings=["u", "v"], default_string="w"),
+        ml_node("LabelEncoder", "t", "i", keys_strings=["u", "w"], values_int64s=[5, 8]),
+        *NUMBERS,
+    ],
+    "OneHotEncoder": [
+        ml_node("OneHotEncoder", "s", "o", cats_strings=["c", "a"], zeros=1),
+        helper.make_node("Flatten", ["o"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("behind", TO_NUMBERS)
+@pytest.mark.parametrize("first", ["CategoryMapper", "LabelEncoder"])
+def test_from_ids_to_strings_and_on_to_numbers(first: str, behind: str) -> None:
+    """Two tables are one: strings between them have no delta."""
+    attributes: dict[str, Any] = {"default_string": "z"}
+    if first == "CategoryMapper":
+        attributes |= NAMES
+    else:
+        attributes |= {"keys_int64s": NAMES["cats_int64s"], "values_strings": NAMES["cats_strings"]}
+    model = model_of(first, attributes, ["s"], TensorProto.INT64, after=TO_NUMBERS[behind])
+    assert_exact(model, SAMPLES, REFERENCES)
+
+
+def test_strings_that_no_table_takes_on_are_refused() -> None:
+    twice = [ml_node("LabelEncoder", "s", "y", keys_strings=["a", "a"], values_floats=[0.5, 2.0])]
+    model = model_of("CategoryMapper", NAMES, ["s"], TensorProto.INT64, after=twice)
+    with pytest.raises(RuleError, match="CategoryMapper node 'node': it reads or gives strings, which have no delta"):
+        DeepExplainer(model, REFERENCES)
+
+
+def test_a_mapper_of_strings_is_refused() -> None:
+    model = model_of("CategoryMapper", NAMES, ["i"], TensorProto.STRING, after=NUMBERS)
+    with pytest.raises(RuleError, match="CategoryMapper node 'node': it reads or gives strings, which have no delta"):
+        DeepExplainer(model, np.array([["a", "b", "c", "z"]], dtype=object))
