@@ -168,9 +168,10 @@ def _bars(axes: Axes, values: Array, labels: list[str], title: str, unit: str, s
     axes.set_yticks(range(len(heights)), names, fontsize=8)
     axes.set_ylim(max(len(heights), 4) - 0.5, -0.5)
     axes.axvline(0, color="#333333", linewidth=0.8)
-    axes.margins(x=0.22)
-    if not signed:
-        axes.set_xlim(left=0)
+    finite = [0.0, *(height for height in heights if np.isfinite(height))]
+    low, high = min(finite), max(finite)
+    room = (high - low or 1.0) * (0.6 if low < 0.0 < high else 0.4)  # for the numbers beside the bars
+    axes.set_xlim(low - room * (low < 0.0), high + room * (high > 0.0 or low == 0.0))
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel(unit, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

@@ -215,3 +215,15 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match=r"to draw: pip install 'deepshap-ir\[plot\]'"):
         check_picture(tmp_path / "out.png")
+
+
+def test_numbers_beside_bars_stay_between_the_names_and_the_edge() -> None:
+    data = np.ones((1, 5))
+    values = np.array([[0.408, -0.0911, 0.0748, -0.00436, -0.0285]])
+    outputs = values.sum(1)[:, None]
+    panel = panels(result_of(make_explanation(values[..., None], np.zeros(1), data), outputs=outputs))[-1]
+    frame = panel.get_window_extent()
+    written = [text.get_window_extent() for text in panel.texts]
+    assert len(written) == 5
+    assert min(text.x0 for text in written) >= frame.x0
+    assert max(text.x1 for text in written) <= frame.x1
