@@ -40,7 +40,8 @@ class DeepExplainer:
         An ONNX model: a path, bytes, a file object, an `onnx.ModelProto` or an `onnx_ir.Model`. A `torch.nn.Module`,
         or a pair ``(module, layer)``: then the attributions are at the inputs of that layer. A Keras model, such a
         pair of one, or a pair of its tensors, ``(input or list of them, output)``; a TensorFlow module or function;
-        a pair of tensors of a TensorFlow 1 graph. The path of a Keras file or SavedModel.
+        a pair of tensors of a TensorFlow 1 graph. A fitted scikit-learn estimator or pipeline. The path of a Keras
+        file, a SavedModel, or a file of TorchScript or torch.export.
     data
         The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
         name; each a numpy array, a tensor of any framework or a DataFrame, whose columns name the features and are
