@@ -19,6 +19,9 @@ from deepshap_ir.importing.subgraphs import all_nodes, replaced
 _BODIES = "deepshap_ir.bodies"
 """Domain of bodies of the standard on their way into the model."""
 
+_NEWEST_KERNELS = {"RoiAlign": 21}
+"""Operator -> the newest opset for which onnxruntime 1.31 has its kernel; from then on only types were added."""
+
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -31,7 +34,7 @@ def unknown_operators(model: ModelProto, opset: int) -> list[str]:
 
 
 def lower_opset(model: ModelProto, opset: int) -> ModelProto:
-    """Return `model`, without local functions, at the newest opset that onnxruntime loads.
+    """Return `model`, without local functions, at the newest opset that onnxruntime loads and has its kernels for.
 
     Operators that are not there yet are replaced by their bodies; the others are read as their older version. What
     that changes is found when the program is compared with the file.
@@ -40,7 +43,8 @@ def lower_opset(model: ModelProto, opset: int) -> ModelProto:
     ------
     ModelError : a body cannot be written out.
     """
-    target = newest_opset()
+    names = {node.op_type for node in all_nodes(model.graph) if node.domain == ""}
+    target = min([newest_opset(), *(limit for name, limit in _NEWEST_KERNELS.items() if name in names)])
     if opset <= target:
         return model
     small, large = skeleton(model)
