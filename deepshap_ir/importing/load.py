@@ -76,6 +76,8 @@ def _from_path(path: Path, name: str) -> ModelProto:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{name}: no such file (the current folder is {os.getcwd()!r}).") from None
+    except IsADirectoryError:
+        raise ModelError(f"{name}: is a folder, and no SavedModel: it has no saved_model.pb.") from None
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error.strerror}.") from None
     model = _parsed(content, name)

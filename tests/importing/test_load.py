@@ -101,7 +101,7 @@ def test_truncated_external_data(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.onnx': no such file \(the current folder is "):
         load_model(tmp_path / "nowhere.onnx")
-    with pytest.raises(ModelError, match="cannot be read: Is a directory"):
+    with pytest.raises(ModelError, match="is a folder, and no SavedModel"):
         load_model(tmp_path)
 
 
