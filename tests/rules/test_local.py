@@ -101,3 +101,18 @@ def test_unpooling_into_another_shape_is_refused() -> None:
     inputs = [(1, 1, 2, 2), np.array([[[[5, 7], [13, 15]]]]), np.array([1, 1, 5, 5])]
     with pytest.raises(RuleError, match="the standard and onnxruntime do not agree"):
         check_rule("MaxUnpool", inputs, attributes={"kernel_shape": [2, 2], "strides": [2, 2]})
+
+
+LP_POOLS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((1, 2, 7), {"kernel_shape": [2]}),
+    ((2, 2, 7), {"kernel_shape": [3], "strides": [2], "pads": [1, 0], "dilations": [2], "p": 1}),
+    ((1, 2, 6, 5), {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1], "p": 3}),
+    ((1, 1, 7, 6), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1, "p": 4}),
+    ((1, 1, 7, 6), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    ((1, 1, 4, 3, 4), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
+]
+
+
+@pytest.mark.parametrize(("shape", "attributes"), LP_POOLS, ids=str)
+def test_lp_pools(shape: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    check_rule("LpPool", [shape], attributes=attributes)

@@ -115,3 +115,41 @@ def test_roi_align_of_any_opset(attributes: dict[str, Any]) -> None:
         found.append(phi)
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "groups", "given"),
+    [
+        ({}, (1, 1), 3),
+        ({"strides": [2, 1], "pads": [1, 0, 1, 1], "dilations": [1, 2]}, (1, 1), 4),
+        ({"group": 2, "offset_group": 2}, (2, 2), 5),
+    ],
+    ids=str,
+)
+def test_deformable_convolution(attributes: dict[str, Any], groups: tuple[int, int], given: int) -> None:
+    """Of fixed offsets it is linear; offsets and masks that vary are players."""
+    group, offset_group = groups
+    pads, strides, steps = (
+        attributes.get(*default) for default in (("pads", [0] * 4), ("strides", [1, 1]), ("dilations", [1, 1]))
+    )
+    size = [(5 + pads[k] + pads[k + 2] - steps[k] - 1) // strides[k] + 1 for k in (0, 1)]
+    moved, masked = (1, offset_group * 8, *size), (1, offset_group * 4, *size)
+    weights, bias, mask = RNG.normal(size=(2, 4 // group, 2, 2)), RNG.normal(size=2), RNG.uniform(0.1, 1.0, masked)
+    domain = {0: (-2.0, 2.0), 2: (-0.7, 0.7), 4: (0.1, 1.0)}
+
+    def check(varying: list[int], derivative: bool, *inputs: Any) -> None:
+        check_rule(
+            "DeformConv",
+            inputs[:given],
+            varying=varying,
+            attributes=attributes,
+            opset=19,
+            domain=domain,
+            derivative=derivative,
+        )
+
+    offsets = RNG.uniform(-0.7, 0.7, moved)
+    check([0], True, (1, 4, 5, 5), weights, offsets, bias, mask)
+    check([0, 2], False, (1, 4, 5, 5), weights, moved, bias, mask)
+    if given == 5:
+        check([0, 4], True, (1, 4, 5, 5), weights, offsets, bias, masked)
