@@ -214,6 +214,8 @@ def label_encoder(ctx: Expansion) -> Value:
     values = _table(ctx, "values")
     if keys is None or values is None:
         raise RuleError(f"{ctx.node}: it reads or gives strings, which have no delta")
+    _, first = np.unique(keys, return_index=True)  # of several values of a key onnxruntime takes the first
+    keys, values = keys[first], values[first]
     suffix = "float" if values.dtype.kind == "f" else "int64"
     default = ctx.attribute("default_tensor", ctx.attribute(f"default_{suffix}", -0.0 if suffix == "float" else -1))
     default = np.asarray(default).reshape(())

@@ -164,6 +164,7 @@ def test_array_feature_extractor(indices: list[int]) -> None:
     [
         ({"keys_int64s": [0, 1, 3]}, {"values_floats": [0.5, -2.0, 4.0]}, {"default_float": 9.0}),
         ({"keys_int64s": [0, 1, 3]}, {"values_floats": [0.5, -2.0, 4.0]}, {}),
+        ({"keys_int64s": [1, 0, 1]}, {"values_floats": [0.5, -2.0, 4.0]}, {}),
         ({"keys_floats": [0.0, 1.0, 3.0]}, {"values_floats": [0.5, -2.0, 4.0]}, {"default_float": 1.0}),
     ],
 )
