@@ -14,7 +14,8 @@ from onnx import ModelProto
 
 from deepshap_ir.converters.compare import TOLERANCE
 from deepshap_ir.converters.outputs import choose
-from deepshap_ir.converters.tensorflow_graph import MARK, Frozen, quiet, to_onnx
+from deepshap_ir.converters.quiet import quiet
+from deepshap_ir.converters.tensorflow_graph import LOGGERS, MARK, Frozen, to_onnx
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.dependence import dependence
 from deepshap_ir.importing.feeds import Array, InputSpec, as_array, take
@@ -149,7 +150,7 @@ class Observed:
         for free in (False,) if self.single else (True, False):
             specs = [self._spec(name, rows[name], free) for name in subject.names]
             try:
-                with subject.guard(), subject.exporting(), quiet():
+                with subject.guard(), subject.exporting(), quiet(LOGGERS):
                     program = tf.function(self._program, input_signature=specs, autograph=False)
                     frozen = Frozen.of_function(program.get_concrete_function(), len(subject.names), self.kept)
             except InputError:

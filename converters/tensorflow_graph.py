@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +10,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
+from deepshap_ir.converters.quiet import quiet
 from deepshap_ir.errors import MissingDependencyError, ModelError
 from deepshap_ir.importing.runner import one_line
 from deepshap_ir.importing.subgraphs import all_names, all_nodes, fresh, rename
+
+LOGGERS = ("tf2onnx", "tensorflow", "absl")
 
 OPSET = 18
 """The newest that tf2onnx writes."""
@@ -170,7 +169,7 @@ def to_onnx(
 
     graph, ends = _with_outputs(frozen)
     try:
-        with quiet():
+        with quiet(LOGGERS):
             model, _ = tf2onnx.convert.from_graph_def(
                 graph,
                 name="model",
@@ -246,22 +245,3 @@ def _named(model: ModelProto, inputs: dict[str, str], outputs: dict[str, str]) -
     taken = {*inside, *wanted}
     mapping = {name: fresh(name, taken) for name in inside.intersection(wanted)}
     rename(model.graph, {**mapping, **inputs, **outputs})
-
-
-_LOGGERS = ("tf2onnx", "tensorflow", "absl")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what TensorFlow and tf2onnx print and log to themselves."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

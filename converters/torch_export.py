@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,14 @@ import onnx
 from onnx import ModelProto
 
 from deepshap_ir.converters.compare import HALF_TOLERANCE, TOLERANCE
+from deepshap_ir.converters.outputs import choose, leaves
+from deepshap_ir.converters.quiet import quiet
 from deepshap_ir.converters.registry import comes_from
 from deepshap_ir.converters.torch_functions import spelled_out
-from deepshap_ir.converters.torch_state import quiet, unchanged
+from deepshap_ir.converters.torch_state import LOGGERS, unchanged
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.dependence import dependence
-from deepshap_ir.importing.feeds import Array, InputSpec, as_array, suggest, take
+from deepshap_ir.importing.feeds import Array, InputSpec, as_array, take
 from deepshap_ir.importing.runner import newest_opset, one_line
 from deepshap_ir.importing.subgraphs import all_names, fresh, rename
 
@@ -71,7 +72,7 @@ class Subject:
         kept: dict[int, Tensor] = {}
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = {id(t): t for _, t in leaves((args, kwargs))}
+            given = {id(t): t for _, t in leaves((args, kwargs), _is_tensor)}
             floats = {key: t for key, t in given.items() if t.is_floating_point()}
             kept.clear()
             kept.update({key: t.clone() for key, t in (floats or given).items()})
@@ -83,7 +84,7 @@ class Subject:
         finally:
             if handle is not None:
                 handle.remove()
-        return dict(leaves(returned)), list(kept.values())
+        return dict(leaves(returned, _is_tensor)), list(kept.values())
 
     def tensors(self, arrays: Mapping[str, Array]) -> list[Tensor]:
         """Return arrays as tensors in the dtype and on the device of the module."""
@@ -149,7 +150,7 @@ class Subject:
                 f"forward of {type(self.module).__name__} gives no tensor to the layer {type(self.layer).__name__}, "
                 f"or does not call it."
             )
-        chosen = _choose(found, output)
+        chosen = choose(found, output, lambda value: value.is_floating_point(), "the module")
         inside = output if isinstance(output, str) and output not in found else None
         return Observed(self, chosen, len(kept), inside, len(found) == 1)
 
@@ -240,7 +241,7 @@ def export(observed: Observed, rows: Mapping[str, Array]) -> Exported:
     for free in (False,) if subject.single else (True, False):
         tensors = subject.tensors(subject.first(rows, 2 if free else 1))
         try:
-            with unchanged(subject.module), quiet():
+            with unchanged(subject.module), quiet(LOGGERS):
                 program = _program(observed)
                 if scripted:
                     model = _traced(program, tensors, observed, free)
@@ -369,40 +370,7 @@ def _finished(model: ModelProto, observed: Observed) -> Exported:
     return Exported(model, output, tuple(places))
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested tuples, lists, mappings and dataclasses, named by their way: ``past.0.key``."""
+def _is_tensor(value: Any) -> bool:
     from torch import Tensor
 
-    if isinstance(value, Tensor):
-        yield name or "output", value
-        return
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif dataclasses.is_dataclass(value):
-        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, tuple | list):
-        keys = getattr(value, "_fields", None) or [str(i) if name else f"output_{i}" for i in range(len(value))]
-        items = list(zip(keys, value, strict=True))
-    for key, item in items:
-        yield from leaves(item, f"{name}.{key}" if name else key)
-
-
-def _choose(found: Mapping[str, Tensor], output: str | int | None) -> list[str]:
-    """Return the names of the outputs to export: the chosen one, or all where the name is none of them."""
-    names = list(found)
-    if not names:
-        raise InputError("the module returns no tensor: nothing to explain.")
-    if isinstance(output, str):
-        return [output] if output in found else names
-    if output is not None:
-        if not -len(names) <= output < len(names):
-            raise InputError(f"output: there is no output {output}; the module returns {', '.join(map(repr, names))}.")
-        return [names[output]]
-    floats = [name for name, value in found.items() if value.is_floating_point()]
-    if len(floats) != 1:
-        raise InputError(
-            f"output: the module returns {len(floats)} tensors of floats; choose one by name or index with output=."
-            f"{suggest('', names)}"
-        )
-    return floats
+    return isinstance(value, Tensor)

@@ -65,12 +65,13 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise MissingDependencyError(
             f"to read {str(place)!r}, torch is needed: pip install 'deepshap-ir[torch]'"
         ) from error
-    from deepshap_ir.converters.torch_state import quiet
+    from deepshap_ir.converters.quiet import quiet
+    from deepshap_ir.converters.torch_state import LOGGERS
 
     if exported:
         _check(place, names)
     try:
-        with quiet():
+        with quiet(LOGGERS):
             return torch.export.load(place).module() if exported else torch.jit.load(place, map_location="cpu")
     except Exception as error:  # its readers raise whatever they like
         raise ModelError(f"torch cannot read {str(place)!r}: {one_line(error)}") from error
