@@ -274,6 +274,11 @@ class Resolver:
         """Whether the rule for `node` was given to this explainer, by name or by operator."""
         return any(s.find(node) for s in self.given if not s.general)
 
+    def is_built_in(self, node: Node) -> bool:
+        """Whether the rule for `node` is one of this package that is asked unless another is given."""
+        found = self.rule(node)
+        return found is not None and found in BUILT_IN.rules.get(found.operator, ()) and _is_ours(found.function)
+
     def expansion(self, node: Node) -> ExpandFunction | None:
         """How `node` is rewritten: where a set has an expansion for it before any set has a rule."""
         for s in self.sets:
