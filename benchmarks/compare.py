@@ -43,7 +43,8 @@ class Measured:
     Attributes
     ----------
     samples : explained in a turn.
-    seconds : per call in each turn.
+    first : seconds of a new explainer's first call in each turn.
+    seconds : per call after it.
     forward : seconds per row of the forward pass, taken just before each turn.
     attributions : of the last turn, ``[N, *features, K]``.
     setup : seconds for building the explainer and explaining one sample.
@@ -52,6 +53,7 @@ class Measured:
     """
 
     samples: int
+    first: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     forward: list[float] = field(default_factory=list)
     attributions: Attributions | None = None
@@ -80,10 +82,11 @@ class Result:
     mean_f0: Attributions
     sides: dict[str, Measured]
 
-    def per_triple(self, side: str) -> NDArray[np.float64]:
-        """Seconds per triple, one for each round."""
+    def per_triple(self, side: str, first: bool = False) -> NDArray[np.float64]:
+        """Seconds per triple, one for each round: of a new explainer's first call, or of those after it."""
         measured = self.sides[side]
-        return np.array(measured.seconds) / (measured.samples * self.references * self.outputs)
+        seconds = np.array(measured.first if first else measured.seconds)
+        return seconds / (measured.samples * self.references * self.outputs)
 
     def ratio(self, side: str) -> float:
         """How many times as long as this library `side` takes per triple, the median of the rounds."""
@@ -91,11 +94,11 @@ class Result:
             return float("nan")
         return float(np.median(self.per_triple(side) / self.per_triple(OURS)))
 
-    def passes(self, side: str) -> float:
+    def passes(self, side: str, first: bool = False) -> float:
         """Forward passes of onnxruntime per triple, the median of the rounds."""
         if not self.finished(side):
             return float("nan")
-        return float(np.median(self.per_triple(side) / np.array(self.sides[side].forward)))
+        return float(np.median(self.per_triple(side, first) / np.array(self.sides[side].forward)))
 
     def forward(self) -> float:
         """Seconds per row of the forward pass, the median of all that were taken; nan where every side failed."""
@@ -164,6 +167,7 @@ def compare(case: Case, rounds: int, threads: int, progress: Callable[[str], Non
                     row = forward.call("seconds", batch, TURN / 2)
                     with _reported(measured):
                         turn: Turn = workers[side].call("attribute", network.samples[: measured.samples], TURN)
+                        measured.first.append(turn.first)
                         measured.seconds.append(turn.seconds)
                         measured.forward.append(row)
                         measured.attributions = turn.attributions

@@ -74,6 +74,7 @@ class DeepExplainer:
         None: as the model; "float64": all in double precision, on the reference backend.
     memory_limit
         Bytes, or a string such as "2GB", for the values of a piece of the work; a quarter of what is free by default.
+        An eighth of it may stay in use between calls, for values at the background that the next call needs again.
     progress
         True or False for a progress bar; None: for work of more than two seconds, on a terminal.
     threads

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from deepshap_ir.engine.recurrence import in_bodies
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.engine.seeds import Seeds
 from deepshap_ir.errors import AdditivityError, InputError, ModelError, NonFiniteError
-from deepshap_ir.graph import Array, Graph
+from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.hypothetical import check_one_hot, example_axes
 from deepshap_ir.importing.feeds import columns
 from deepshap_ir.importing.importer import Imported, import_model
 from deepshap_ir.joins.canonical import FIRST, PASSES, Pass, canonicalise
+from deepshap_ir.joins.pooling import pool_first
 from deepshap_ir.logits import before_squashing
 from deepshap_ir.request import Request, Setup
 
@@ -95,7 +97,7 @@ class Specialisation:
         """Explained inputs that reach the output around the places."""
         return [name for name in self.imported.explained if name not in self.places]
 
-    @property
+    @cached_property
     def background(self) -> dict[str, Array]:
         """The references that all samples share, ``[B, *shape]`` by input name."""
         return self._explained_rows(self.imported.background, self.imported.rows)
@@ -215,6 +217,9 @@ class Specialisation:
     def _evaluate(
         self, evaluator: Evaluator, samples: Mapping[str, Array], references: References, seeds: Seeds
     ) -> tuple[Rows, int]:
+        for other in self._evaluators.values():
+            if other is not evaluator:  # only one at a time keeps what it knows of the references
+                other.at_references.clear()
         b = _count(references)
         return evaluator.evaluate(samples, references, seeds, b), b
 
@@ -309,10 +314,20 @@ def _count(references: References) -> int:
 def rewrite(graph: Graph, protected: frozenset[str], resolver: Resolver) -> Graph:
     """Expand what has no rule and join what belongs together, but not nodes for which an explainer has its own rule."""
     graph = expand_graph(_joined(graph, protected, resolver, FIRST), resolver)
-    return _joined(graph, protected, resolver, PASSES)
+    graph = _joined(graph, protected, resolver, PASSES)
+    if resolver.options.get("max_pooling") == "shapley":
+        return graph
+    return _joined(graph, protected, resolver, [pool_first], lambda node: not resolver.is_built_in(node))
 
 
-def _joined(graph: Graph, protected: frozenset[str], resolver: Resolver, passes: Sequence[Pass]) -> Graph:
-    own = {node.name for node in graph.nodes if resolver.is_own(node)}
-    joined = canonicalise(graph, protected, own, passes)
-    return in_bodies(joined, lambda body: _joined(body, frozenset(), resolver, passes))
+def _joined(
+    graph: Graph,
+    protected: frozenset[str],
+    resolver: Resolver,
+    passes: Sequence[Pass],
+    left: Callable[[Node], bool] | None = None,
+) -> Graph:
+    """`graph` and the bodies of its loops after `passes`, which leave nodes alone that have a rule of the user's."""
+    left = left or resolver.is_own
+    joined = canonicalise(graph, protected, {node.name for node in graph.nodes if left(node)}, passes)
+    return in_bodies(joined, lambda body: _joined(body, frozenset(), resolver, passes, left))

@@ -30,7 +30,11 @@ def test_both_forms_of_a_network_are_one_function_at_any_batch_size(build: Calla
 def result() -> Result:
     """Two samples, five references, one output; the peer explains one sample and is wrong by 0.5 in a delta of 4."""
     ours = Measured(
-        2, seconds=[1.0, 1.0, 9.0], forward=[0.05, 0.05, 0.9], attributions=np.array([[[1.0], [3]], [[2], [0]]])
+        2,
+        first=[2.0, 1.5, 9.0],
+        seconds=[1.0, 1.0, 9.0],
+        forward=[0.05, 0.05, 0.9],
+        attributions=np.array([[[1.0], [3]], [[2], [0]]]),
     )
     peer = Measured(1, seconds=[2.0, 4.0, 9.0], forward=[0.1, 0.1, 0.1], attributions=np.array([[[1.5], [3.0]]]))
     fx, mean_f0 = np.array([[5.0], [3.0]]), np.array([1.0])
@@ -42,6 +46,7 @@ def test_time_is_per_triple_and_ratios_are_medians_of_rounds() -> None:
     np.testing.assert_allclose(result().per_triple("shap"), [0.4, 0.8, 1.8])
     assert result().ratio("shap") == pytest.approx(4)
     assert result().passes(OURS) == pytest.approx(2)
+    assert result().passes(OURS, first=True) == pytest.approx(3)
     assert result().passes("shap") == pytest.approx(8)
     assert result().forward() == pytest.approx(0.1)
 
@@ -64,7 +69,7 @@ def test_a_side_that_fails_is_reported_and_leaves_the_others_running() -> None:
 
     ours = measured.sides[OURS]
     assert ours.failure is None
-    assert len(ours.seconds) == len(ours.forward) == 2
+    assert len(ours.first) == len(ours.seconds) == len(ours.forward) == 2
     assert measured.ratio(OURS) == 1
     assert measured.additivity(OURS) < 1e-4
     assert ours.memory.peak >= ours.memory.loaded

@@ -1,8 +1,9 @@
 """Run a plan over data, in pieces that fit the memory.
 
-References are the outer loop and samples the inner one, so each reference's forward pass runs once. Pieces run side by
-side, each on one thread; their results are added up in a fixed order, so that none depends on which was first. Sums
-over a piece's references are in the model's dtype, sums over pieces in float64.
+References are the outer loop and samples the inner one, so each reference's forward pass runs once; where there is room
+its values stay for the next call. Pieces run side by side, each on one thread; their results are added up in a fixed
+order, so that none depends on which was first. Sums over a piece's references are in the model's dtype, sums over
+pieces in float64.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from deepshap_ir.engine.backends import Backend
+from deepshap_ir.engine.kept import AtReferences
 from deepshap_ir.engine.lowering import dimension
-from deepshap_ir.engine.pieces import Pieces, Result, Submit, cut, in_order, length, ranges, workers
+from deepshap_ir.engine.pieces import Pieces, Result, Submit, cut, given, in_order, length, ranges, workers
 from deepshap_ir.engine.program import Plan, Program, nbytes
 from deepshap_ir.engine.seeds import GivenSeeds, Seeds
 from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Value
 from deepshap_ir.errors import InputError
 from deepshap_ir.graph import Array
-
-T = TypeVar("T")
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
@@ -61,6 +61,7 @@ class Evaluator:
     ----------
     memory_limit : bytes that the values of the pieces at work may take.
     progress : show a bar: True, False, or None for work over two seconds on a terminal.
+    at_references : the values at shared references, kept for the next call in an eighth of the limit.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Evaluator:
     _pieces: dict[tuple[int, int, int], Pieces] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.at_references = AtReferences(self.plan, self.memory_limit // 8)
         for stage in self.plan.programs():
             self._session(stage, alone=self.backend.cores == 1)
 
@@ -86,7 +88,8 @@ class Evaluator:
         Parameters
         ----------
         samples : input name -> ``[N, *shape]``; ``[*shape]`` of a held input without a batch axis.
-        references : input name -> ``[B, *shape]``; for own references a function from a sample's position.
+        references : input name -> ``[B, *shape]``; for own references a function from a sample's position. Where the
+            same mapping is given again its values are taken to be the same.
         seeds : multipliers of the explained output, ``[K, *shape]``, or ``[K, N, *shape]`` where outputs are ranked.
         """
         if isinstance(seeds, np.ndarray):
@@ -98,7 +101,10 @@ class Evaluator:
             work = _Work(self, submit, pieces, samples, seeds, n, n_references)
             jobs = work.per_sample(references) if callable(references) else work.shared(references)
             for job in in_order(jobs, 0 if pieces.workers == 1 else 2 * pieces.workers):
-                total.add(job, job.found(), self.backend)
+                found = job.found()
+                total.add(job, found, self.backend)
+                if job.stage == "background" and not self.fixed(samples):
+                    self.at_references.add(job.references, found)
                 bar.update(job.triples)
         return total.rows(n_references)
 
@@ -109,7 +115,7 @@ class Evaluator:
         for tile in ranges(n, self.pieces(1, n, 1).sizes[SAMPLE]):
             feeds = {f"sample_{name}": a[tile] if self.batched(name) else a for name, a in samples.items()}
             found = self.run("sample", feeds, {SAMPLE: length(tile)})
-            total.add(_Job("sample", tile, slice(0, 1), slice(0, 1), partial(_same, found)), found, self.backend)
+            total.add(_Job("sample", tile, slice(0, 1), slice(0, 1), given(found)), found, self.backend)
         return total.output()
 
     def base(self, references: Mapping[str, Array], samples: Mapping[str, Array], n_references: int) -> Array:
@@ -119,7 +125,7 @@ class Evaluator:
         for b in ranges(n_references, self.pieces(1, 1, n_references).sizes[BACKGROUND]):
             rows = {f"background_{name}": a[b] for name, a in references.items()}
             found = self.run("background", rows | self.fixed(samples), {BACKGROUND: length(b)})
-            total.add(_Job("background", one, one, b, partial(_same, found)), found, self.backend)
+            total.add(_Job("background", one, one, b, given(found)), found, self.backend)
         base: Array = total.sums["base",] / n_references
         return base
 
@@ -172,11 +178,11 @@ class Evaluator:
         session = self._session(stage, alone=usual is None or usual.workers == 1)
         if session is None:
             return values
-        given = {v.name: values[v.name] for v in program.inputs}
-        given |= {dimension(a): self.backend.put(np.array([sizes[a]], np.int64)) for a in program.dimensions}
+        fed = {v.name: values[v.name] for v in program.inputs}
+        fed |= {dimension(a): self.backend.put(np.array([sizes[a]], np.int64)) for a in program.dimensions}
         names = [o.name for o in program.model.graph.output]
         odd = usual is not None and any(sizes[axis] != usual.sizes[axis] for axis in sizes)
-        found = self.backend.run(session, names, given, odd)
+        found = self.backend.run(session, names, fed, odd)
         return values | {v.name: array for v, array in zip(program.outputs, found, strict=True)}
 
 
@@ -207,12 +213,15 @@ class _Work:
 
     def shared(self, references: Mapping[str, Array]) -> Iterator[_Job]:
         """All samples meet the same references, as many blocks of these at a time as there are workers."""
-        fixed = self.evaluator.fixed(self.all_samples)
+        fixed, kept = self.evaluator.fixed(self.all_samples), self.evaluator.at_references
+        kept.expect(references, self.pieces.sizes[BACKGROUND])
         for blocks in self._together(ranges(self.n_references, self.pieces.sizes[BACKGROUND])):
             at_references = []
             for b in blocks:
+                known = kept.find(b)
                 rows = {f"background_{name}": a[b] for name, a in references.items()} | fixed
-                at_references.append((b, self._start("background", rows, {BACKGROUND: length(b)})))
+                found = self._start("background", rows, {BACKGROUND: length(b)}) if known is None else given(known)
+                at_references.append((b, found))
             for b, found in at_references:
                 yield _Job("background", slice(0, self.n), self._every_output, b, found)
             for tiles in self._together(self._tiles()):
@@ -233,7 +242,7 @@ class _Work:
                 own = _stacked(references, tile)  # asked once for each sample, as the answer may be random
                 for b in ranges(self.n_references, self.pieces.sizes[BACKGROUND]):
                     rows = {name: self.evaluator.backend.put(a[:, b]) for name, a in own.items()}
-                    yield from self._explained(tile, b, values, partial(_same, rows))
+                    yield from self._explained(tile, b, values, given(rows))
 
     def _together(self, blocks: Iterator[slice]) -> Iterator[list[slice]]:
         """As many at a time as there are workers, so that none waits for the first."""
@@ -353,7 +362,3 @@ def _stacked(references: OwnReferences, tile: slice) -> Tensors:
     if len(counts) > 1:
         raise InputError(f"the function for the references gave {sorted(counts)} rows; each sample needs as many")
     return {f"background_{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _same(value: T) -> T:
-    return value

@@ -121,7 +121,11 @@ def workers(count: int) -> Iterator[Submit[Any]]:
 
 
 def _run(task: Callable[[], T]) -> Result[T]:
-    result = task()
+    return given(task())
+
+
+def given(result: T) -> Result[T]:
+    """A result that is there already."""
     return lambda: result
 
 

@@ -22,7 +22,7 @@ from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.engine.evaluator import Evaluator, Rows
 from deepshap_ir.engine.memory import available_memory
 from deepshap_ir.engine.pieces import REFERENCES_PER_SUM, Pieces, cut
-from deepshap_ir.engine.program import Plan, build_plan
+from deepshap_ir.engine.program import Plan, build_plan, nbytes
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE
 from deepshap_ir.importing.importer import import_model
@@ -199,6 +199,57 @@ def test_samples_run_again_only_where_their_values_do_not_fit() -> None:
     evaluator = Given(plan_of(), backend, 1).cut(output=3, sample=3, background=4)
     evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B)
     assert backend.rows == {"background": B, "sample": 3 * N}
+
+
+def test_values_at_the_references_stay_for_the_next_call() -> None:
+    backend = Counting()
+    evaluator = Given(plan_of(details=True), backend, HUGE).cut(output=2, sample=3, background=4)
+    first, again = (evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B) for _ in range(2))
+    assert backend.rows == {"background": B, "sample": 2 * N}
+    for role, array in first.sums.items():
+        np.testing.assert_array_equal(again.sums[role], array)
+    np.testing.assert_array_equal(again.base, first.base)
+    evaluator.evaluate(SAMPLES, {**REFERENCES}, SEEDS, B)  # they may be others
+    assert backend.rows["background"] == 2 * B
+    evaluator.cut(output=2, sample=3, background=5).evaluate(SAMPLES, REFERENCES, SEEDS, B)
+    assert backend.rows["background"] == 3 * B
+
+
+def test_values_at_the_references_stay_as_far_as_they_fit() -> None:
+    backend, plan = Counting(), plan_of()
+    block = sum(nbytes(v, {BACKGROUND: 4}) for v in plan.background.outputs)
+    evaluator = Given(plan, backend, 8 * 2 * block).cut(output=2, sample=3, background=4)
+    for _ in range(3):
+        evaluator.evaluate(SAMPLES, REFERENCES, SEEDS, B)
+    assert backend.rows["background"] == B + 2 * (B - 8)
+
+
+def test_references_that_meet_an_input_of_the_call_run_in_every_call() -> None:
+    signature = "(float[N,4] x, float[4] t) => (float[N,4] y)"
+    model = parsed("{ s = Mul(x, t) a = Sigmoid(s) y = Mul(a, t) }", signature)
+    background, samples = data(B, 4, seed=2), data(N, 4, seed=1)
+    for threads in (1, 2):
+        e = DeepExplainer(
+            model,
+            {"x": background, "t": np.ones(4, np.float32)},
+            inputs=["x"],
+            batch_axes={"t": None},
+            threads=threads,
+        )
+        for scale in (1, 3):
+            t = np.full(4, scale, np.float32)
+            phi = e.shap_values({"x": samples, "t": t}).sum(1)
+            y, y0 = (scale / (1 + np.exp(-scale * rows)) for rows in (samples, background))
+            np.testing.assert_allclose(phi, y - y0.mean(0), atol=1e-5)
+
+
+def test_one_evaluator_of_a_model_keeps_its_references() -> None:
+    e = DeepExplainer(parsed(NET, SIGNATURE), data(B, 4), threads=1)
+    e.shap_values(data(N, 4))
+    usual = e._evaluator().at_references
+    assert usual.find(slice(0, B)) is not None
+    e.multipliers(data(N, 4))
+    assert usual.find(slice(0, B)) is None
 
 
 def test_references_of_a_sample_are_asked_for_once() -> None:
