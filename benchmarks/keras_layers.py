@@ -6,25 +6,16 @@ between the markers of a page.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers as k
 
-from deepshap_ir import DeepExplainer
-from deepshap_ir.errors import DeepShapError
-
-MARKS = ("<!-- keras layers -->", "<!-- /keras layers -->")
-REFERENCES, SAMPLES = 5, 3
-TOLERANCE = 1e-5
+from benchmarks.layer_table import REFERENCES, SAMPLES, LayerTable
+from benchmarks.pages import marks
 
 Function = Callable[[Any], Any]
 
@@ -148,30 +139,6 @@ LEFT_OUT = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one layer.
-
-    Attributes
-    ----------
-    exports : whether it became ONNX; None where it was not tried.
-    rules : names of the rules that explain it, none where an operator has none.
-    error : largest gap of the sum, relative to the largest change of the output.
-    reason : why it is not explained.
-    """
-
-    name: str
-    exports: bool | None = None
-    rules: tuple[str, ...] = ()
-    error: float = float("nan")
-    reason: str = ""
-
-    @property
-    def fine(self) -> bool:
-        """Whether the attributions sum to delta."""
-        return self.error <= TOLERANCE
-
-
 def names() -> list[str]:
     """All layers of ``keras.layers``, each by the first of its names that ``CASES`` or its class has."""
     known: dict[int, str] = {}
@@ -182,35 +149,11 @@ def names() -> list[str]:
     return sorted(known.values(), key=str.lower)
 
 
-def check(name: str) -> Outcome:
-    """Explain one layer."""
-    if name in LEFT_OUT:
-        return Outcome(name, reason=LEFT_OUT[name])
-    if name not in CASES:
-        return Outcome(name, reason="nothing is known of it here")
+def _build(name: str) -> tuple[Any, Any]:
     keras.utils.set_random_seed(0)
     function, shape = CASES[name]
-    exports = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            x = keras.Input(shape, dtype="int32" if name in WHOLE else "float32")
-            model = keras.Model(x, function(x))
-            rows = _rows(name, shape)
-            explainer = DeepExplainer(model, rows[SAMPLES:], output=0)
-            exports = True
-            phi = np.asarray(explainer.shap_values(rows[:SAMPLES], check_additivity=False))
-            found = model(rows, training=False)  # some layers are random by default
-            y = np.asarray(found[0] if isinstance(found, list) else found).astype(np.float64).reshape(len(rows), -1)
-    except DeepShapError as error:
-        exports = exports or type(error).__name__ in ("UnsupportedOperatorError", "RuleError")
-        return Outcome(name, exports, reason=_short(f"{type(error).__name__}: {error}"))
-    except Exception as error:  # Keras's own code may fail on the data
-        return Outcome(name, exports, reason=_short(f"{type(error).__name__}: {error}"))
-    delta = y[:SAMPLES] - y[SAMPLES:].mean(0)
-    total = phi.reshape(SAMPLES, int(np.prod(shape)), -1).sum(1)
-    gap = float(np.abs(total - delta).max() / max(np.abs(delta).max(), 1e-12))
-    return Outcome(name, True, tuple(dict.fromkeys(row.rule for row in explainer.rules())), gap)
+    x = keras.Input(shape, dtype="int32" if name in WHOLE else "float32")
+    return keras.Model(x, function(x)), _rows(name, shape)
 
 
 def _rows(name: str, shape: Sequence[int]) -> Any:
@@ -222,45 +165,12 @@ def _rows(name: str, shape: Sequence[int]) -> Any:
     return rng.normal(size=(count, *shape)).astype(np.float32)
 
 
-def _short(reason: str) -> str:
-    line = re.sub(r"\x1b\[\d*m", "", " ".join(reason.split())).replace("|", "/")
-    return line if len(line) <= 160 else f"{line[:157]}..."
+def _outputs(model: Any, rows: Any) -> Any:
+    found = model(rows, training=False)  # some layers are random by default
+    return np.asarray(found[0] if isinstance(found, list) else found)
 
 
-def score(outcomes: Sequence[Outcome]) -> str:
-    """The score in a sentence."""
-    tried = [one for one in outcomes if one.exports is not None]
-    return (
-        f"{sum(one.fine for one in outcomes)} of {len(tried)} layers are explained with a relative additivity error "
-        f"of at most {TOLERANCE:.0e}; {sum(bool(one.exports) for one in tried)} export."
-    )
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """The page's table."""
-    lines = ["| layer | exports | rules | additivity error, or the reason |", "|---|---|---|---|"]
-    for one in outcomes:
-        exports = {None: "", True: "yes", False: "no"}[one.exports]
-        said = f"{one.error:.1e}" if not one.reason else one.reason
-        lines.append(f"| {one.name} | {exports} | {', '.join(one.rules)} | {said} |")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """Explain the layers, print, and write the page where one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="layers whose name has this in it")
-    parser.add_argument("--write", type=Path, help="page with the two marker lines")
-    given = parser.parse_args()
-    outcomes = [check(name) for name in names() if given.only in name]
-    print(table(outcomes))
-    print(score(outcomes))
-    if given.write:
-        page = given.write.read_text()
-        text = "\n".join([MARKS[0], score(outcomes), "", table(outcomes), MARKS[1]])
-        given.write.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, page, flags=re.DOTALL))
-    return 0
-
+TABLE = LayerTable("layer", names, CASES, LEFT_OUT, _build, _outputs, marks("keras layers"))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main(__doc__))

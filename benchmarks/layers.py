@@ -6,25 +6,16 @@ between the markers of a page.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deepshap_ir import DeepExplainer
-from deepshap_ir.errors import DeepShapError
-
-MARKS = ("<!-- pytorch modules -->", "<!-- /pytorch modules -->")
-REFERENCES, SAMPLES = 5, 3
-TOLERANCE = 1e-5
+from benchmarks.layer_table import REFERENCES, SAMPLES, LayerTable
+from benchmarks.pages import marks
 
 Make = Callable[[], nn.Module]
 
@@ -206,121 +197,30 @@ class Aligned(nn.Module):
         return self.loss(x.transpose(0, 1).log_softmax(-1), labels, torch.full((n,), time), torch.full((n,), 2))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one module.
-
-    Attributes
-    ----------
-    exports : whether it became ONNX; None where it was not tried.
-    rules : names of the rules that explain it, none where an operator has none.
-    error : largest gap of the sum, relative to the largest change of the output.
-    reason : why it is not explained.
-    """
-
-    name: str
-    exports: bool | None = None
-    rules: tuple[str, ...] = ()
-    error: float = float("nan")
-    reason: str = ""
-
-    @property
-    def fine(self) -> bool:
-        """Whether the attributions sum to delta."""
-        return self.error <= TOLERANCE
-
-
 def names() -> list[str]:
     """All modules of ``torch.nn``."""
     found = (name for name in dir(nn) if isinstance(getattr(nn, name), type))
     return sorted((name for name in found if issubclass(getattr(nn, name), nn.Module)), key=str.lower)
 
 
-def check(name: str) -> Outcome:
-    """Explain one module."""
-    if name in LEFT_OUT:
-        return Outcome(name, reason=LEFT_OUT[name])
-    if name not in CASES:
-        return Outcome(name, reason="nothing is known of it here")
+def _build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     make, shape = CASES[name]
-    exports = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rows = _rows(name, shape)
-            module = make().eval()
-            module(rows)  # gives lazy modules their shapes
-            explainer = DeepExplainer(module, rows[SAMPLES:], output=0)
-            exports = True
-            phi = np.asarray(explainer.shap_values(rows[:SAMPLES], check_additivity=False))
-            with torch.no_grad():
-                found = module(rows)
-            y = np.asarray((found if isinstance(found, Tensor) else found[0]).double()).reshape(len(rows), -1)
-    except DeepShapError as error:
-        exports = exports or type(error).__name__ in ("UnsupportedOperatorError", "RuleError")
-        return Outcome(name, exports, reason=_short(f"{type(error).__name__}: {error}"))
-    except Exception as error:  # torch's own code may fail on the data
-        return Outcome(name, exports, reason=_short(f"{type(error).__name__}: {error}"))
-    delta = y[:SAMPLES] - y[SAMPLES:].mean(0)
-    total = phi.reshape(SAMPLES, int(np.prod(shape)), -1).sum(1)
-    gap = float(np.abs(total - delta).max() / max(np.abs(delta).max(), 1e-12))
-    rules = tuple(dict.fromkeys(row.rule for row in explainer.rules()))
-    return Outcome(name, True, rules, gap)
-
-
-def _rows(name: str, shape: Sequence[int]) -> Tensor:
     count = REFERENCES + SAMPLES
-    if name.startswith("Embedding"):
-        return torch.randint(0, 9, (count, *shape))
-    return torch.randn(count, *shape)
+    whole = name.startswith("Embedding")
+    rows = torch.randint(0, 9, (count, *shape)) if whole else torch.randn(count, *shape)
+    module = make().eval()
+    module(rows)  # gives lazy modules their shapes
+    return module, rows
 
 
-def _short(reason: str) -> str:
-    line = " ".join(reason.split()).replace("|", "/")
-    return line if len(line) <= 160 else f"{line[:157]}..."
+def _outputs(module: nn.Module, rows: Tensor) -> Any:
+    with torch.no_grad():
+        found = module(rows)
+    return np.asarray(found if isinstance(found, Tensor) else found[0])
 
 
-def score(outcomes: Sequence[Outcome]) -> str:
-    """The score in a sentence."""
-    tried = [one for one in outcomes if one.exports is not None]
-    return (
-        f"{sum(one.fine for one in outcomes)} of {len(tried)} modules are explained with a relative additivity error "
-        f"of at most {TOLERANCE:.0e}; {sum(bool(one.exports) for one in tried)} export."
-    )
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """The page's table."""
-    lines = ["| module | exports | rules | additivity error, or the reason |", "|---|---|---|---|"]
-    return "\n".join([*lines, *map(line, outcomes)])
-
-
-def line(one: Outcome) -> str:
-    """The module's line in the table."""
-    exports = {None: "", True: "yes", False: "no"}[one.exports]
-    said = one.reason or f"{one.error:.1e}"
-    return f"| {one.name} | {exports} | {', '.join(one.rules)} | {said} |"
-
-
-def main() -> int:
-    """Explain the modules, print, and write the page where one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="modules whose name has this in it")
-    parser.add_argument("--write", type=Path, help="page with the two marker lines")
-    given = parser.parse_args()
-    outcomes = []
-    for name in names():
-        if given.only in name:
-            outcomes.append(check(name))
-            print(line(outcomes[-1]), flush=True)
-    print(score(outcomes))
-    if given.write:
-        page = given.write.read_text()
-        text = "\n".join([MARKS[0], score(outcomes), "", table(outcomes), MARKS[1]])
-        given.write.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, page, flags=re.DOTALL))
-    return 0
-
+TABLE = LayerTable("module", names, CASES, LEFT_OUT, _build, _outputs, marks("pytorch modules"))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main(__doc__))

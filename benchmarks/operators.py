@@ -8,7 +8,6 @@ output of each along a fixed random direction for two references, and prints a t
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from onnx.backend.test.loader import load_model_tests
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import pages
 from deepshap_ir.engine.backends import Backend, OnnxRuntime, Reference
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.errors import DeepShapError
@@ -38,7 +38,7 @@ FLOAT64_TOLERANCE = 1e-8
 PLAYERS = 8
 FIXED = {"Dropout": (1,), "OneHot": (1,), "Resize": (1, 2), "Upsample": (1,)}
 """Operator -> its float inputs that decide shapes, or chances, and do not vary."""
-MARKS = ("<!-- operators -->", "<!-- /operators -->")
+MARKS = pages.marks("operators")
 
 
 REASONS = {
@@ -265,9 +265,8 @@ def main() -> int:
         print(line[:240])
     print(score(outcomes))
     if given.write:
-        page = given.write.read_text()
-        text = "\n".join([MARKS[0], score(outcomes), "", *(f"* {line}" for line in exceptions(outcomes)), MARKS[1]])
-        given.write.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, page, flags=re.DOTALL))
+        listed = [f"* {line}" for line in exceptions(outcomes)]
+        pages.put(given.write, MARKS, [score(outcomes), "", *listed])
     return 0
 
 

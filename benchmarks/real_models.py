@@ -32,6 +32,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
+from benchmarks import pages
 from benchmarks.real_inputs import Feeds, Recipe, feeds, fitting
 from benchmarks.real_recipes import REASONS, RECIPES
 from benchmarks.worker import STATUS
@@ -39,7 +40,7 @@ from deepshap_ir.importing.subgraphs import all_nodes
 
 Array = NDArray[Any]
 
-MARKS = ("<!-- real models -->", "<!-- /real models -->")
+MARKS = pages.marks("real models")
 TOLERANCE = 1e-4
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 LIMIT = 600
@@ -285,13 +286,11 @@ def main() -> int:
 
 def write(outcomes: Sequence[Outcome], file: Path) -> None:
     """Put the rows between the markers of a page, where those of other models stay."""
-    page = file.read_text()
-    inside = page.split(MARKS[0])[1].split(MARKS[1])[0].splitlines()
+    inside = pages.inside(file, MARKS).splitlines()
     known = {tuple(row.split("|")[1:5]): row for row in inside if row.startswith("| ") and row not in HEAD}
     known |= {tuple(row.split("|")[1:5]): row for row in map(line, outcomes)}
     rows = [known[key] for key in sorted(known, key=lambda key: key[0].lower())]
-    text = "\n".join([MARKS[0], summary(rows), "", HEAD, *rows, MARKS[1]])
-    file.write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: text, page, flags=re.DOTALL))
+    pages.put(file, MARKS, [summary(rows), "", HEAD, *rows])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from tests.converters import keras_models  # noqa: F401  # silences TensorFlow
 
-from benchmarks import keras_layers  # isort: skip
+from benchmarks import keras_layers, pages  # isort: skip
 
 PAGE = Path(__file__).parents[1] / "converters" / "README.md"
 
@@ -18,20 +18,19 @@ PAGE = Path(__file__).parents[1] / "converters" / "README.md"
     "name", ["Attention", "Conv2DTranspose", "Discretization", "Embedding", "GRUCell", "PReLU", "SeparableConv1D"]
 )
 def test_layers_of_the_table_sum_to_delta(name: str) -> None:
-    outcome = keras_layers.check(name)
+    outcome = keras_layers.TABLE.check(name)
     assert outcome.fine, outcome
     assert outcome.rules
 
 
 def test_a_layer_that_cannot_be_done_has_its_reason() -> None:
-    outcome = keras_layers.check("Hashing")
+    outcome = keras_layers.TABLE.check("Hashing")
     assert outcome.exports is False
     assert "StringToHashBucketFast" in outcome.reason
     assert not outcome.fine
 
 
 def test_the_page_has_every_layer() -> None:
-    begin, end = keras_layers.MARKS
-    table = PAGE.read_text().partition(begin)[2].partition(end)[0]
+    table = pages.inside(PAGE, keras_layers.TABLE.marks)
     assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE)[1:] == keras_layers.names()
     assert "nothing is known" not in table

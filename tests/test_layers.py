@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layers
+from benchmarks import layers, pages
 
 PAGE = Path(__file__).parent.parent / "converters" / "README.md"
 
 
 def lines() -> dict[str, list[str]]:
     """Cells of the page's lines, by module."""
-    text = PAGE.read_text().partition(layers.MARKS[0])[2].partition(layers.MARKS[1])[0]
+    text = pages.inside(PAGE, layers.TABLE.marks)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
     ]
@@ -29,14 +29,14 @@ def test_every_module_has_a_line() -> None:
     "name", ["Bilinear", "CosineSimilarity", "LPPool2d", "LSTMCell", "MaxUnpool2d", "Softmax2d", "Tanhshrink"]
 )
 def test_a_sample_is_explained_as_the_table_says(name: str) -> None:
-    found = layers.check(name)
+    found = layers.TABLE.check(name)
     exports, rules, _ = lines()[name]
     assert (exports, rules) == ("yes", ", ".join(found.rules))
     assert found.fine, f"gap {found.error}: {found.reason}"
 
 
 def test_what_is_refused_has_its_reason() -> None:
-    found = layers.check("CTCLoss")
+    found = layers.TABLE.check("CTCLoss")
     exports, rules, reason = lines()["CTCLoss"]
     assert (exports, rules) == ("no", "")
     assert found.reason == reason

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import pages
 from benchmarks.operators import MARKS, cases, check, reason
 
 PAGE = Path(__file__).parent.parent / "rules" / "README.md"
@@ -114,8 +115,7 @@ def test_a_case_sums_to_delta(found: dict[str, Any], name: str) -> None:
 
 
 def page() -> str:
-    text = PAGE.read_text()
-    return text[text.index(MARKS[0]) : text.index(MARKS[1])]
+    return pages.inside(PAGE, MARKS)
 
 
 def test_the_committed_score_holds() -> None:
