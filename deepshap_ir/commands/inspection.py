@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, ValueInfoProto, helper
 
 from deepshap_ir.commands.explain_files import Choices, fed_inputs
 from deepshap_ir.commands.model_files import is_onnx, open_model
@@ -22,9 +22,8 @@ from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.dependence import operator
 from deepshap_ir.importing.feeds import Array, suggest
 from deepshap_ir.importing.importer import Imported, import_model
+from deepshap_ir.importing.interface import float_outputs
 from deepshap_ir.specialisation import rewrite
-
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.UNDEFINED}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ def inspect_model(
     if foreign:
         shapes = {}  # they are in the model now
     chosen = Choices.of(model, output, inputs, hold, rules)
-    outputs = [chosen.output] if chosen.output is not None else _float_outputs(model)
+    floats: list[str | int | None] = [*float_outputs(model)]  # None is refused with the reason
+    outputs = [chosen.output] if chosen.output is not None else floats or [None]
     resolver = Resolver(chosen.rules)
     kernels = CustomOps.of(custom_ops).with_functions(expansion_functions(resolver))
     found: dict[str, tuple[Node, bool]] = {}
@@ -215,14 +215,6 @@ def _read(node: Any, version: int) -> Node:
 
 def _fixed(model: ModelProto) -> set[str]:
     return {tensor.name for tensor in model.graph.initializer}
-
-
-def _float_outputs(model: ModelProto) -> list[str | int | None]:
-    """The outputs to look at; None, which is then refused with the reason, where none is a float tensor."""
-    floats: list[str | int | None] = [
-        value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATS
-    ]
-    return floats or [None]
 
 
 def _declared(value: ValueInfoProto) -> str:

@@ -89,6 +89,12 @@ _SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
 _INDEX_OUTPUTS: Mapping[str, int] = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
 """Operator -> which of its outputs is an index along its axis."""
 
+_LABEL_OUTPUTS: Mapping[str, int] = {
+    **_INDEX_OUTPUTS,
+    **{f"ai.onnx.ml::{kind}Classifier": 0 for kind in ("Linear", "SVM", "TreeEnsemble")},
+}
+"""Operator -> which of its outputs is an index or a label."""
+
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -151,6 +157,21 @@ def needed(graph: GraphProto, outputs: Iterable[str], found: Dependence) -> set[
         if any(name in reached for name in node.output):
             reached.update(name for name in data_inputs(node, found) if found.depends([name]))
     return reached
+
+
+def labelling(graph: GraphProto, output: str, found: Dependence) -> NodeProto | None:
+    """Return a node whose index or label is all that `output` depends on; None where it depends on more."""
+    labels = {
+        node.output[_LABEL_OUTPUTS[kind]]: node
+        for node in graph.node
+        if (kind := operator(node)) in _LABEL_OUTPUTS and len(node.output) > _LABEL_OUTPUTS[kind]
+    }
+    reached, made = {output}, set()
+    for node in reversed(graph.node):
+        made.update(node.output)
+        if any(name in reached and name not in labels for name in node.output):
+            reached.update(name for name in data_inputs(node, found) if found.depends([name]))
+    return next((node for name, node in labels.items() if name in reached), None) if reached <= made else None
 
 
 def standing(graph: GraphProto, outputs: Iterable[str], found: Dependence) -> list[Refusal]:

@@ -15,9 +15,9 @@ from deepshap_ir.errors import InputError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing.calls import Wanted, keep_calls
 from deepshap_ir.importing.control_flow import settle
-from deepshap_ir.importing.dependence import Dependence, Refusal, dependence, operator, standing
+from deepshap_ir.importing.dependence import Dependence, Refusal, dependence, labelling, operator, standing
 from deepshap_ir.importing.feeds import Array, InputSpec, by_name, read, rows, suggest, take
-from deepshap_ir.importing.interface import Interface, cut, fed_specs, inside_dtypes, value_info
+from deepshap_ir.importing.interface import Interface, cut, fed_specs, float_outputs, inside_dtypes, value_info
 from deepshap_ir.importing.load import load_model
 from deepshap_ir.importing.loop_bodies import import_bodies
 from deepshap_ir.importing.normalise import normalise
@@ -187,8 +187,8 @@ def import_model(
     start = time.perf_counter()
     values = trace(model, first)
     slow = time.perf_counter() - start > _SLOW_TRACE
-    _check_output(values[face.output], face.output)
     found = dependence(model.graph, arrays, values)
+    _check_output(values[face.output], face.output, original, model, found)
     _refuse(model, found, face.output)
     face.check_dependence(model, found, list(arrays))
 
@@ -243,10 +243,22 @@ def _exact(spec: InputSpec, graph: Graph) -> InputSpec:
     return replace(spec, shape=tuple(None if i == axis else dim for i, dim in enumerate(shape)), batch_axis=axis)
 
 
-def _check_output(value: Any, name: str) -> None:
+def _check_output(value: Any, name: str, original: ModelProto, model: ModelProto, found: Dependence) -> None:
+    """Refuse what is no tensor of numbers, and whole numbers that are labels: no input has a part in one."""
+    others = [other for other in float_outputs(original) if other != name]
+    remedy = f"explain an output of floats: {', '.join(map(repr, others))}"
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        kind = f"a tensor of {value.dtype}" if isinstance(value, np.ndarray) else "a sequence, a map or absent"
-        raise InputError(f"the output {name!r} is {kind}; only numbers can be explained, so name another: output=.")
+        array = isinstance(value, np.ndarray)
+        kind = "a sequence, a map or absent" if not array else "text" if value.dtype == object else f"{value.dtype}"
+        remedy = remedy if others else "name another: output="
+        raise InputError(f"the output {name!r} is {kind}; only numbers can be explained, so {remedy}.")
+    node = labelling(model.graph, name, found) if value.dtype.kind != "f" else None
+    if node is not None:
+        remedy = remedy if others else f"explain the numbers that it is chosen by, such as output={node.input[0]!r}"
+        raise InputError(
+            f"the output {name!r} is of whole numbers that choose among classes or places ({operator(node)} node "
+            f"{node.name!r}), of which no input has a part; {remedy}."
+        )
 
 
 def _refuse(model: ModelProto, found: Dependence, output: str, more: Sequence[Refusal] = ()) -> None:

@@ -240,6 +240,15 @@ def fed_specs(
     return specs, arrays
 
 
+def float_outputs(model: ModelProto) -> list[str]:
+    """Return the outputs of floats, or of no known type; where there is none, the maps from labels to scores."""
+    floats = [value.name for value in model.graph.output if _is_float(value.type) or not value.HasField("type")]
+    outputs = {value.name for value in model.graph.output}
+    return floats or [
+        node.output[0] for node in model.graph.node if node.op_type == "ZipMap" and outputs & {*node.output}
+    ]
+
+
 def _names(names: Sequence[str], option: str) -> list[str]:
     if isinstance(names, str):
         raise InputError(f"{option}: expected a list of names, given the text {names!r}; write [{names!r}].")
@@ -271,11 +280,7 @@ def _named_output(model: ModelProto, output: str | int | None, made: Sequence[st
         if output not in made and output not in outputs:
             raise InputError(f"output: the model has no value {output!r}.{suggest(str(output), [*outputs, *made])}")
         return str(output)
-    maps = [node.output[0] for node in model.graph.node if node.op_type == "ZipMap" and node.output[0] in outputs]
-    floats: list[str] = [
-        value.name for value in model.graph.output if _is_float(value.type) or not value.HasField("type")
-    ]
-    floats = floats or maps
+    floats = float_outputs(model)
     if len(floats) == 1:
         return floats[0]
     if not floats:

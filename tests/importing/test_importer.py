@@ -125,7 +125,49 @@ def test_the_only_float_output_is_meant() -> None:
     assert import_model(model, data(3, 4), output=1).output == "p"
     assert import_model(model, data(3, 4), output=-2).output == "p"
     assert operators(import_model(model, data(3, 4), output="h")) == ["Relu"]
-    assert import_model(model, data(3, 4), output="label").graph.dtypes["label"] == np.int64
+
+
+@pytest.mark.parametrize(
+    ("nodes", "picker"),
+    [
+        ("y = ArgMax <axis = 1> (x)", "ArgMax"),
+        ("v, y = TopK <axis = 1> (x, one)", "TopK"),
+        ("i = ArgMin <axis = 1> (x) \n l = Add(i, one) \n y = Cast <to = 6> (l)", "ArgMin"),
+        ("i = ArgMax <axis = 1> (x) \n y = ai.onnx.ml.ArrayFeatureExtractor (four, i)", "ArgMax"),
+        (
+            "y, z = ai.onnx.ml.LinearClassifier <coefficients = [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0], "
+            "intercepts = [0.0, 0.0], classlabels_ints = [0, 1]> (x)",
+            "ai.onnx.ml::LinearClassifier",
+        ),
+    ],
+)
+def test_labels_are_refused_with_the_outputs_of_floats(nodes: str, picker: str) -> None:
+    kind = "int32" if "to = 6" in nodes else "int64"
+    body = f"<int64[1] one = {{1}}, int64[1,4] four = {{1, 2, 3, 4}}> {{ {nodes} \n p = Exp(x) \n q = Abs(x) }}"
+    model = parsed(body, f"(float[N,4] x) => ({kind}[N,1] y, float[N,4] p, float[N,4] q)")
+    for output in ("y", 0):
+        said = rf"'y' is of whole numbers that choose .*{picker} node .* explain an output of floats: 'p', 'q'\."
+        with pytest.raises(InputError, match=said):
+            import_model(model, data(3, 4), output=output)
+
+
+def test_a_label_alone_is_refused_with_what_it_is_chosen_by() -> None:
+    model = parsed("{ h = Relu(x) \n y = ArgMax <axis = 1> (h) }", "(float[N,4] x) => (int64[N,1] y)")
+    with pytest.raises(InputError, match=r"the numbers that it is chosen by, such as output='h'\."):
+        import_model(model, data(3, 4), output="y")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "b = Greater(x, s) \n y = Cast <to = 7> (b)",
+        "y = Cast <to = 7> (x)",
+        "i = ArgMax <axis = 1> (x) \n c = Cast <to = 7> (x) \n y = Add(c, i)",
+    ],
+)
+def test_whole_numbers_that_are_no_labels_stay(nodes: str) -> None:
+    model = parsed(f"<float s = {{0.5}}> {{ {nodes} }}", "(float[N,4] x) => (int64[N,4] y)")
+    assert import_model(model, data(3, 4), output="y").graph.dtypes["y"] == np.int64
 
 
 def test_outputs_that_cannot_be_chosen() -> None:
@@ -262,7 +304,7 @@ def test_outputs_that_are_no_numbers() -> None:
     with pytest.raises(InputError, match="the output 'y' is a sequence, a map or absent; only numbers"):
         import_model(model, data(3, 4), output="y")
     text = parsed("{ y = Cast <to = 8> (x) }", "(float[N,4] x) => (string[N,4] y)")
-    with pytest.raises(InputError, match="the output 'y' is a tensor of object"):
+    with pytest.raises(InputError, match="the output 'y' is text; only numbers can be explained, so name another"):
         import_model(text, data(3, 4), output="y")
 
 
