@@ -1,4 +1,8 @@
-"""The interpolation of Resize, axis by axis, as matrices."""
+"""The interpolation of Resize, axis by axis, as matrices.
+
+Which element the mode "nearest" reads can hang on the last digit of a coordinate, and the length of a result on that of
+``scale * length``. So both are computed as onnxruntime does, in float32 and in its order of steps.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,9 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """The attributes of Resize where a node does not give them."""
 
+_TIE = 1e-6
+"""How far from halfway between two elements onnxruntime still takes a coordinate for halfway."""
+
 
 @dataclass(frozen=True)
 class ResizedAxis:
@@ -38,7 +45,8 @@ class ResizedAxis:
         """``[result, size]``: the weights with which each element of the result reads the input."""
         given = dict(DEFAULTS) | {k: v for k, v in attributes.items() if v is not None}
         mode, size = given["mode"], self.size
-        x, outside = self._coordinates(given["coordinate_transformation_mode"])
+        real = np.float32 if mode == "nearest" else np.float64
+        x, outside = self._coordinates(given["coordinate_transformation_mode"], real)
         below = np.ceil(x).astype(np.int64) - 1  # the element left of x, also where x is one
         fraction = x - below
         if mode == "nearest":
@@ -68,25 +76,31 @@ class ResizedAxis:
         """Whether the result is not the input itself."""
         return (self.size, self.scale, self.crop) != (self.result, 1.0, (0.0, 1.0))
 
-    def _coordinates(self, mode: str) -> tuple[Array, Array]:
+    def _coordinates(self, mode: str, real: type[np.floating[Any]]) -> tuple[Array, Array]:
         """Where each element of the result lies in the input, and whether that is extrapolated."""
-        y, size, length = np.arange(self.result, dtype=np.float64), self.size, self.result
-        outside = np.zeros(self.result, bool)
+        size, length, scale = real(self.size), self.result, real(self.scale)
+        y, half, one = np.arange(length, dtype=real), real(0.5), real(1)
+        outside = np.zeros(length, bool)
         if mode == "align_corners":
-            x = y * 0.0 if length == 1 else y * (size - 1) / (length - 1)
+            x = y * 0 if length == 1 else y * (size - one) / real(length - 1)
         elif mode == "asymmetric":
-            x = y / self.scale
+            x = y / scale
         elif mode == "tf_crop_and_resize":
-            start, end = self.crop
-            steps = 0.5 if length == 1 else y / (length - 1)
-            x = start * (size - 1) + steps * (end - start) * (size - 1) + y * 0.0
-            outside = (x < 0) | (x > size - 1)
+            start, end = map(real, self.crop)
+            last = size - one
+            x = (
+                start * last + y * (end - start) * last / real(length - 1)
+                if length > 1
+                else half * (start + end) * last
+            )
+            x = x + y * 0
+            outside = (x < 0) | (x > last)
         elif mode == "pytorch_half_pixel" and length == 1:
-            x = y * 0.0 - 0.5
+            x = y * 0 - half
         else:
-            x = (y + 0.5) / self.scale - 0.5
+            x = (y + half) / scale - half
             if mode == "half_pixel_symmetric":
-                x = x + size / 2 * (1 - self.result / (self.scale * size))
+                x = size / real(2) * (one - real(length) / (scale * size)) + x
         return x, outside
 
 
@@ -97,7 +111,7 @@ def resized_axes(
     sizes: Array | None,
     regions: Array | None,
 ) -> list[ResizedAxis]:
-    """The axes that a Resize names, with their exact scales.
+    """The axes that a Resize names, with their exact scales; none where no length changes.
 
     Given sizes make the scales; a policy that keeps the aspect ratio makes one for all axes.
     """
@@ -108,7 +122,7 @@ def resized_axes(
         crop = regions.astype(np.float64).tolist()
     if scales is not None and scales.size:
         factors = scales.astype(np.float64).tolist()
-        results = [int(np.floor(f * shape[a])) for a, f in zip(places, factors, strict=True)]
+        results = [int(np.float32(f) * np.float32(shape[a])) for a, f in zip(places, factors, strict=True)]
     else:
         assert sizes is not None
         results = sizes.tolist()
@@ -119,6 +133,8 @@ def resized_axes(
             factors = [factor] * len(places)
             results = [int(factor * shape[a] + 0.5) for a in places]
     ends = zip(crop[: len(places)], crop[len(places) :], strict=True)
+    if results == [shape[a] for a in places]:
+        return []  # onnxruntime copies the input then, whatever the scales and the crop
     axes = zip(places, results, factors, ends, strict=True)
     return [ResizedAxis(a, shape[a], n, factor, end) for a, n, factor, end in axes]
 
@@ -127,8 +143,8 @@ def _rounds_up(rounding: str, fraction: Array) -> Array:
     """Whether each coordinate is rounded to the element right of it; `fraction` is in (0, 1]."""
     whole = fraction == 1
     up = {
-        "round_prefer_floor": fraction > 0.5,
-        "round_prefer_ceil": fraction >= 0.5,
+        "round_prefer_floor": fraction > 0.5 + _TIE,
+        "round_prefer_ceil": fraction > 0.5 - _TIE,
         "floor": whole,
         "ceil": fraction > 0,
     }[rounding]

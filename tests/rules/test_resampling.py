@@ -4,6 +4,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -58,6 +59,29 @@ def test_matrices_are_those_of_torch() -> None:
         attributes = {"mode": mode.removeprefix("bi"), "axes": [0]}
         (axis,) = resized_axes((5,), attributes, None, np.array([size]), None)
         np.testing.assert_allclose(axis.matrix(attributes) @ x.numpy()[0, 0, :, 0], expected[0, 0, :, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES[:4])
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+def test_nearest_elements_are_those_of_the_runtime(mode: str, rounding: str) -> None:
+    """Where a coordinate is on the edge between two elements but for its rounding; lengths that it decides too."""
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": mode, "nearest_mode": rounding}
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], **attributes)
+    types = [helper.make_tensor_value_info(*t) for t in (("x", 1, ["n"]), ("scales", 1, [1]), ("y", 1, ["m"]))]
+    graph = helper.make_graph([node], "resized", types[:2], types[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for size, scale in product([2, 5, 9, 14, 20], [0.1, 0.3, 0.6, 1.1, 1.4, 8 / 7, 5 / 3]):
+        scales, x = np.array([scale], np.float32), np.arange(size, dtype=np.float32)
+        if size * scales[0] >= 1:
+            axes = resized_axes((size,), attributes, scales, None, None)
+            found = axes[0].matrix(attributes) @ x if axes else x
+            np.testing.assert_array_equal(found, session.run(None, {"x": x, "scales": scales})[0])
+
+
+def test_resize_to_the_same_lengths_copies() -> None:
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
+    check_rule("Resize", [(1, 2, 2, 3), None, np.array([1, 1, 1.3, 1.2]), None], attributes=attributes)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
