@@ -16,7 +16,7 @@ are those of one example. A multiplier may have the shape of the input or the on
 
 from deepshap_ir.engine.context import Context, Expansion, Parts
 from deepshap_ir.engine.declared import takes_batches
-from deepshap_ir.engine.emitter import Emitter
+from deepshap_ir.engine.emitter import Emitter, as_graph
 from deepshap_ir.engine.registry import RuleSet, expand, rule
 from deepshap_ir.engine.resizing import resized_axes
 from deepshap_ir.engine.rule_sets import named_rules
@@ -38,6 +38,7 @@ __all__ = [
     "UnsupportedOperatorError",
     "Value",
     "Windows",
+    "as_graph",
     "expand",
     "named_rules",
     "resized_axes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deepshap_ir.extend import Emitter, Graph, Node, Value
+from deepshap_ir.extend import Emitter, Value, as_graph
 
 
 def joined(
@@ -16,33 +16,5 @@ def joined(
     fed = [inner.input(f"x{k}", v.shape, v.dtype, ["sample"]) for k, v in enumerate(inputs)]
     results = body(fed)
     types = [(v.shape, v.dtype) for v in results]
-    given = {"body": _as_graph(inner, fed, results), **attributes}
+    given = {"body": as_graph(inner, fed, results), **attributes}
     return op.emit(name, "deepshap_ir", inputs, given, len(results), types)[0]
-
-
-def _as_graph(op: Emitter, inputs: Sequence[Value], results: Sequence[Value]) -> Graph:
-    """The recorded steps as a graph."""
-    nodes = [
-        Node(
-            f"{step.op_type}_{k}",
-            step.op_type,
-            tuple(v.name if v is not None else "" for v in step.inputs),
-            tuple(v.name for v in step.outputs),
-            step.attributes,
-            step.domain,
-            op.opsets[""],
-        )
-        for k, step in enumerate(op.steps)
-    ]
-    every = {v.name: v for step in op.steps for v in (*step.inputs, *step.outputs) if v is not None}
-    every |= {v.name: v for v in (*inputs, *results)}
-    return Graph(
-        tuple(v.name for v in inputs),
-        tuple(v.name for v in results),
-        tuple(nodes),
-        {n: v.data for n, v in every.items() if v.data is not None},
-        {n: v.shape for n, v in every.items()},
-        {n: v.dtype for n, v in every.items()},
-        {},
-        op.opsets,
-    )

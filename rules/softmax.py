@@ -22,7 +22,7 @@ TINY = 1e-30
 """Added to a denominator that is 0 only where its numerator is 0."""
 
 
-@rule("Softmax")
+@rule("Softmax", "deepshap_ir::Softmax")
 def softmax(ctx: Context, m: Sequence[Value]) -> Value:
     """``L m - L <L, m> / sum L``."""
     op, axis = ctx.op, _axis(ctx)
@@ -31,12 +31,26 @@ def softmax(ctx: Context, m: Sequence[Value]) -> Value:
     return weighted - means * (op.ReduceSum(weighted, [axis]) / total)
 
 
-@rule("LogSoftmax")
+@rule("LogSoftmax", "deepshap_ir::LogSoftmax")
 def log_softmax(ctx: Context, m: Sequence[Value]) -> Value:
     """``m - w sum(m)``."""
     op, axis = ctx.op, _axis(ctx)
-    means, total = _means(ctx.y(), ctx.y0(), [axis])
+    log_p, log_q = ctx.y(), ctx.y0()
+    if ctx.node.domain:  # what is masked is -inf there
+        log_p, log_q = op.LogSoftmax(ctx.x(), axis=axis), op.LogSoftmax(ctx.x0(), axis=axis)
+    means, total = _means(log_p, log_q, [axis])
     return m[0] - means * (op.ReduceSum(m[0], [axis]) / total)
+
+
+@rule("deepshap_ir::AllMasked")
+def all_masked(ctx: Context, m: Sequence[Value]) -> Value:
+    """Where a row of scores becomes masked as a whole, or stops to be: shared by those that were masked, or are now."""
+    op, axis = ctx.op, _axis(ctx)
+    delta = ctx.delta_x()
+    jumps = op.cast(abs(delta) > abs(ctx.attribute("highest")), delta.dtype)
+    total = op.ReduceSum(m[0] * op.cast(ctx.delta_y(), delta.dtype), [axis])
+    shares = total / op.Max(op.ReduceSum(jumps, [axis]), op.constant(1.0, delta.dtype))
+    return jumps * shares / (delta + (1.0 - jumps))
 
 
 @rule("ReduceLogSumExp")

@@ -58,6 +58,7 @@ PUBLIC = {
         "UnsupportedOperatorError",
         "Value",
         "Windows",
+        "as_graph",
         "expand",
         "named_rules",
         "resized_axes",

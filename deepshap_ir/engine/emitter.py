@@ -294,3 +294,31 @@ def _attribute_key(attributes: Mapping[str, Any]) -> Any:
         return id(value)
 
     return tuple(sorted((name, key(value)) for name, value in attributes.items()))
+
+
+def as_graph(op: Emitter, inputs: Sequence[Value], results: Sequence[Value]) -> Graph:
+    """The steps that `op` recorded, as the graph of a node that has a program."""
+    nodes = [
+        Node(
+            f"{step.op_type}_{k}",
+            step.op_type,
+            tuple(v.name if v is not None else "" for v in step.inputs),
+            tuple(v.name for v in step.outputs),
+            step.attributes,
+            step.domain,
+            op.opsets[""],
+        )
+        for k, step in enumerate(op.steps)
+    ]
+    every = {v.name: v for step in op.steps for v in (*step.inputs, *step.outputs) if v is not None}
+    every |= {v.name: v for v in (*inputs, *results)}
+    return Graph(
+        tuple(v.name for v in inputs),
+        tuple(v.name for v in results),
+        tuple(nodes),
+        {n: v.data for n, v in every.items() if v.data is not None},
+        {n: v.shape for n, v in every.items()},
+        {n: v.dtype for n, v in every.items()},
+        {},
+        op.opsets,
+    )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deepshap_ir.engine.emitter import Emitter, as_graph
+from deepshap_ir.engine.value import INTERNAL, SAMPLE, Value
 from deepshap_ir.graph import Graph, Node
+from deepshap_ir.joins.rewriting import Rewriter
 
 LOW = -1e9
 """What masked scores get: the exponential function makes 0 of it, and float32 keeps the other scores beside it."""
 
+HIGHEST = LOW / 2
+"""Scores below are masked."""
+
 MASKED: dict[str, tuple[int, ...] | None] = {
-    "Softmax": (0,),
-    "LogSoftmax": (0,),
     "Add": None,
     "Concat": None,
     "Expand": (0,),
@@ -29,50 +33,137 @@ MASKED: dict[str, tuple[int, ...] | None] = {
 }
 """Operators that leave masked scores masked -> the inputs at which they may stand, None for all."""
 
+SOFTMAXES = ("Softmax", "LogSoftmax")
+
 
 def finite_masks(graph: Graph, keep: Collection[str]) -> Graph:
     """Where a choice between -inf and scores, or 0, has no other way than to a softmax, put `LOW` for -inf.
 
-    A pad that sample or reference alone has, as its token says, is then a player like any other. Where everything is
-    masked the file has NaN; that is the file's own fault, and here all elements are alike.
+    A pad that sample or reference alone has, as its token says, is then a player like any other. The function stays
+    what it is: a row of a softmax in which everything is masked is NaN, for which the model may look (IsNaN of the
+    softmax, or scores compared with -inf), and a masked LogSoftmax is -inf.
     """
     masks = _masks(graph, keep)
     if not masks:
         return graph
-    constants = dict(graph.constants)
-    shapes, dtypes = dict(graph.shapes), dict(graph.dtypes)
-    nodes = []
-    for node in graph.nodes:
-        if node.outputs[0] in masks:
-            inputs = list(node.inputs)
-            for i in (1, 2):
-                array = constants.get(inputs[i])
-                if array is not None and np.isneginf(array).any():
-                    name = f"{node.outputs[0]}/finite_{i}"
-                    constants[name] = np.where(np.isneginf(array), array.dtype.type(LOW), array)
-                    shapes[name], dtypes[name] = array.shape, array.dtype
-                    inputs[i] = name
-            node = replace(node, inputs=tuple(inputs))
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), constants=constants, shapes=shapes, dtypes=dtypes)
+    changed = _Masked.of(graph, masks, keep)
+    return Rewriter(graph, keep).run([changed.mask, changed.softmax, changed.is_nan, changed.compared])
 
 
 def _masks(graph: Graph, keep: Collection[str]) -> set[str]:
     """The outputs of Where nodes with a constant that holds -inf which go to softmaxes alone."""
     elsewhere = set(keep)
-    masks = set()
+    masks: set[str] = set()
     for node in reversed(graph.nodes):
-        hidden = not node.op_type.endswith("Softmax") and any(name in elsewhere for name in node.outputs)
-        allowed = MASKED.get(node.operator, ())
+        end = node.operator in SOFTMAXES or _compares(graph, node)
+        hidden = not end and any(name in elsewhere for name in node.outputs)
+        allowed = None if end else MASKED.get(node.operator, ())
         for position, name in enumerate(node.inputs):
             if hidden or (allowed is not None and position not in allowed):
                 elsewhere.add(name)
         elsewhere.update(node.captures)
-        if node.operator == "Where" and not hidden and _holds_infinity(graph, node):
-            masks.add(node.outputs[0])
+        if node.operator == "Where" and not hidden and node.inputs[0] not in graph.constants:
+            masks.update(node.outputs if any(_infinite(graph, name) for name in node.inputs[1:]) else ())
     return masks
 
 
-def _holds_infinity(graph: Graph, node: Node) -> bool:
-    arrays = [graph.constants[name] for name in node.inputs[1:] if name in graph.constants]
-    return any(array.dtype.kind == "f" and np.isneginf(array).any() for array in arrays)
+def _compares(graph: Graph, node: Node) -> bool:
+    """Whether `node` asks what is -inf."""
+    return node.operator == "Equal" and any(
+        _infinite(graph, name) and graph.constants[name].size == 1 for name in node.inputs
+    )
+
+
+def _infinite(graph: Graph, name: str) -> bool:
+    array = graph.constants.get(name)
+    return array is not None and array.dtype.kind == "f" and bool(np.isneginf(array).any())
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """The patterns, and what they look for.
+
+    Attributes
+    ----------
+    masks : values in which `LOW` is put for -inf.
+    scores : values that hold `LOW` then.
+    softmaxes : what softmaxes make of these -> the scores.
+    exponents : outputs of LogSoftmax of which nothing but the exponential function is read.
+    """
+
+    masks: Collection[str]
+    scores: Collection[str]
+    softmaxes: dict[str, str]
+    exponents: Collection[str]
+
+    @classmethod
+    def of(cls, graph: Graph, masks: Collection[str], keep: Collection[str]) -> _Masked:
+        scores, softmaxes, readers = set(masks), dict[str, str](), dict[str, list[Node]]()
+        for node in graph.nodes:
+            for name in node.reads:
+                readers.setdefault(name, []).append(node)
+            masked = [name for name in node.inputs if name in scores]
+            if masked and node.operator in MASKED:
+                scores.update(node.outputs)
+            elif masked and node.operator in SOFTMAXES:
+                softmaxes[node.outputs[0]] = masked[0]
+        exponents = {
+            p for p in set(softmaxes) - set(keep) if all(node.operator == "Exp" for node in readers.get(p, ()))
+        }
+        return cls(masks, scores, softmaxes, exponents)
+
+    def mask(self, graph: Rewriter, node: Node) -> list[Node] | None:
+        """The choice with `LOW` for -inf."""
+        if node.outputs[0] not in self.masks or not any(_infinite(graph.graph, name) for name in node.inputs[1:]):
+            return None
+        inputs = list(node.inputs)
+        for i in (1, 2):
+            if _infinite(graph.graph, inputs[i]):
+                array = graph.graph.constants[inputs[i]]
+                finite = np.where(np.isneginf(array), array.dtype.type(LOW), array)
+                inputs[i] = graph.constant(finite, f"{node.outputs[0]}/finite_{i}")
+        return [replace(node, inputs=tuple(inputs))]
+
+    def softmax(self, graph: Rewriter, node: Node) -> list[Node] | None:
+        """What the file's softmax gives: NaN in a row in which all is masked, and -inf for what LogSoftmax masks."""
+        if node.operator not in SOFTMAXES or node.outputs[0] not in self.softmaxes:
+            return None
+        axis = node.attributes.get("axis", -1)
+
+        def body(x: Value) -> Value:
+            op = x.op
+            y = getattr(op, node.op_type)(x, axis=axis)
+            if node.op_type == "LogSoftmax" and node.outputs[0] not in self.exponents:
+                y = op.Where(x < HIGHEST, op.constant(-np.inf, x.dtype), y)
+            return op.Where(op.ReduceMax(x, [axis], keepdims=1) < HIGHEST, op.constant(np.nan, x.dtype), y)
+
+        attributes = {**node.attributes, "body": _program(graph, node.inputs[0], body)}
+        return [replace(node, attributes=attributes, domain=INTERNAL, version=1)]
+
+    def is_nan(self, graph: Rewriter, node: Node) -> list[Node] | None:
+        """Where a softmax is NaN: in the rows in which all is masked."""
+        if node.operator != "IsNaN" or node.inputs[0] not in self.softmaxes:
+            return None
+        scores = self.softmaxes[node.inputs[0]]
+        axis = graph.producer[node.inputs[0]].attributes.get("axis", -1)
+
+        def body(x: Value) -> Value:
+            return x.op.Expand(x.op.ReduceMax(x, [axis], keepdims=1) < HIGHEST, list(x.shape))
+
+        attributes = {"axis": axis, "highest": HIGHEST, "body": _program(graph, scores, body)}
+        return [Node(node.name, "AllMasked", (scores,), node.outputs, attributes, INTERNAL, 1)]
+
+    def compared(self, graph: Rewriter, node: Node) -> list[Node] | None:
+        """Whether scores are -inf."""
+        scores = [name for name in node.inputs if name in self.scores]
+        if not scores or not _compares(graph.graph, node):
+            return None
+        highest = graph.constant(np.array(HIGHEST, graph.graph.dtypes[scores[0]]), f"{node.outputs[0]}/highest")
+        return [replace(node, op_type="Less", inputs=(scores[0], highest))]
+
+
+def _program(graph: Rewriter, scores: str, body: Callable[[Value], Value]) -> Graph:
+    """What `body` writes as a graph, with the scores as its input."""
+    op = Emitter(graph.graph.opsets, graph.graph.dtypes[scores])
+    x = op.input(scores, graph.shape(scores), graph.graph.dtypes[scores], [SAMPLE])
+    return as_graph(op, [x], [body(x)])

@@ -22,11 +22,22 @@ FORMS = {
 }
 
 
-def attention(form: str, low: float = -np.inf, more: str = "") -> ModelProto:
+def attention(form: str, low: float = -np.inf, more: str = "", guard: str = "") -> ModelProto:
     mask, masked = FORMS[form]
+    if guard:
+        more += "\n q = Softmax(m) \n " + guard
     text = ATTENTION.replace("MASKED", masked + more).replace("MASK", mask)
+    if guard:
+        text = text.replace("p = Softmax(m) \n o", "o")
     model = parsed(text, "(int64[N,5] x) => (float[N,4] y)")
-    constants = {"table": RNG.normal(size=(9, 4)), "zero": np.array(0), "axis": np.array([1]), "low": low, "none": 0.0}
+    constants = {
+        "table": RNG.normal(size=(9, 4)),
+        "zero": np.array(0),
+        "axis": np.array([1]),
+        "last": np.array([-1]),
+        "low": low,
+        "none": 0.0,
+    }
     for name, value in constants.items():
         array = np.asarray(value)
         array = array.astype(np.float32) if array.dtype.kind == "f" else array
@@ -48,8 +59,62 @@ def test_a_pad_is_a_player(form: str) -> None:
     np.testing.assert_allclose(phi, DeepExplainer(finite, x0).shap_values(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_all_masked_is_not_a_number_as_in_the_file(form: str) -> None:
+    x0 = np.array([[8, 2, 0, 0, 0], [3, 3, 1, 1, 2]])
+    e = DeepExplainer(attention(form), x0)
+    e.shap_values(np.array([[1, 0, 0, 0, 0]]))
+    with pytest.raises(NonFiniteError, match=r"Softmax node .* gives nan at sample 1"):
+        e.shap_values(np.array([[1, 2, 3, 0, 0], [0, 0, 0, 0, 0]]))
+
+
+GUARDS = {
+    "IsNaN": "g = IsNaN(q) \n p = Where(g, none, q)",
+    "compared": "g = Equal(m, low) \n f = Cast<to = 1>(g) \n r = ReduceMin(f, last) \n d = Cast<to = 9>(r)"
+    " \n p = Where(d, none, q)",
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_softmax_that_is_guarded_is_what_the_guard_says(form: str, guard: str) -> None:
+    """Where all is masked the model puts zeros, in samples as in references."""
+    model = attention(form, guard=GUARDS[guard])
+    x = np.array([[1, 2, 3, 0, 0], [0, 0, 0, 0, 0], [4, 0, 0, 0, 0]])
+    x0 = np.array([[8, 2, 0, 0, 0], [3, 3, 1, 1, 2], [0, 0, 0, 0, 0]])
+    y, y0 = (Runner(model).run({"x": rows})["y"] for rows in (x, x0))
+    assert not y[1].any()
+    for precision, tolerance in ((None, 1e-5), ("float64", 1e-9)):
+        phi = DeepExplainer(model, x0, precision=precision).shap_values(x)
+        np.testing.assert_allclose(phi.sum(1), y - y0.mean(0), atol=max(tolerance, 1e-6))
+
+
+def test_a_masked_log_softmax_is_minus_infinity_as_in_the_file() -> None:
+    body = """{ s = MatMul(x, w) \n c = Greater(x, high) \n m = Where(c, low, s) \n l = LogSoftmax(m) \n END }"""
+
+    def model(end: str) -> ModelProto:
+        found = parsed(body.replace("END", end), "(float[N,3] x) => (float[N,K] y)")
+        for name, value in {"w": RNG.normal(size=(3, 3)), "high": 1.0, "low": -np.inf}.items():
+            found.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        found.graph.initializer.append(numpy_helper.from_array(np.array([2]), "two"))
+        return found
+
+    x0 = np.array([[0.5, 0.1, 0.3], [0.2, -0.4, 0.8]], np.float32)
+    x = np.array([[0.1, 0.4, 0.2], [2.0, 0.3, -0.3]], np.float32)
+    for end, rows in (("y = Exp(l)", x), ("y = Gather<axis = 1>(l, two)", x)):
+        found = model(end)
+        e = DeepExplainer(found, x0)
+        delta = Runner(found).run({"x": rows})["y"] - Runner(found).run({"x": x0})["y"].mean(0)
+        np.testing.assert_allclose(e.shap_values(rows).sum(1), delta, atol=1e-5)
+    found = model("y = Identity(l)")
+    e = DeepExplainer(found, x0)
+    e.shap_values(x[:1])
+    with pytest.raises(NonFiniteError, match="gives -inf at sample 0"):
+        e.shap_values(x[1:])
+
+
 def test_infinity_that_something_else_reads_stays() -> None:
-    model = attention("chosen", more="\n worst = ReduceMin <keepdims = 1> (m)")
+    model = attention("chosen", more="\n worst = ReduceMin (m, last)")
     model.graph.node[-1].input[0] = "q"
     model.graph.node[-1].output[0] = "y"
     index = len(model.graph.node) - 1
