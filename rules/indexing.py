@@ -73,6 +73,25 @@ def gather_nd(ctx: Context, m: Sequence[Value]) -> Multipliers:
     return result
 
 
+@rule("ReverseSequence")
+def reverse_sequence(ctx: Context, m: Sequence[Value]) -> Multipliers:
+    """Its own inverse; with fixed lengths, by the places that were read. A length is an index of its row."""
+    op, shape = ctx.op, ctx.shape()
+    batch_axis, time_axis = ctx.attribute("batch_axis", 1), ctx.attribute("time_axis", 0)
+
+    def back(lengths: Value) -> Value:
+        if lengths.data is None:
+            reversed_: Value = op.ReverseSequence(m[0], lengths, batch_axis=batch_axis, time_axis=time_axis)
+            return reversed_
+        places = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+        for row, length in zip(np.moveaxis(places, batch_axis, 0), lengths.data, strict=True):
+            row[:length] = row[:length][::-1].copy()
+        value = given_back(op.Reshape(m[0], [-1, *shape[2:]]), 0, places.reshape(-1), places.size)
+        return op.Reshape(value, list(shape))
+
+    return _read(ctx, m[0], back, [a for a in range(len(shape)) if a != batch_axis])
+
+
 def _coordinates(ctx: Context, m: Value, others: list[int]) -> Value:
     """Of indices of several numbers each number is a player: by its Shapley value, averaged over the elements' ends."""
     op, indices = ctx.op, ctx.shape(1)

@@ -163,17 +163,3 @@ def triangle(ctx: Context, m: Sequence[Value]) -> Value:
     """The same triangle."""
     diagonal = [ctx.x(1)] if ctx.has(1) else []
     return ctx.op.Trilu(m[0], *diagonal, upper=ctx.attribute("upper", 1))
-
-
-@rule("ReverseSequence")
-def reverse_sequence(ctx: Context, m: Sequence[Value]) -> Value:
-    """Its own inverse; with fixed lengths, by the places that were read."""
-    op, shape, lengths = ctx.op, ctx.shape(), ctx.constant(1)
-    batch_axis, time_axis = ctx.attribute("batch_axis", 1), ctx.attribute("time_axis", 0)
-    if lengths is None:
-        return op.ReverseSequence(m[0], ctx.x(1), batch_axis=batch_axis, time_axis=time_axis)
-    places = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-    for row, length in zip(np.moveaxis(places, batch_axis, 0), lengths, strict=True):
-        row[:length] = row[:length][::-1].copy()
-    value = given_back(op.Reshape(m[0], [-1, *shape[2:]]), 0, places.reshape(-1), places.size)
-    return op.Reshape(value, list(shape))

@@ -77,6 +77,12 @@ def test_gather_nd(shape: tuple[int, ...], indices: Any, batch: int) -> None:
     check_rule("GatherND", [shape, indices], attributes={"batch_dims": batch})
 
 
+@pytest.mark.parametrize(("shape", "time_axis"), [((4, 3, 2), 0), ((3, 4), 1)])
+def test_reverse_sequence(shape: tuple[int, ...], time_axis: int) -> None:
+    attributes = {"time_axis": time_axis, "batch_axis": 1 - time_axis}
+    check_rule("ReverseSequence", [shape, ints(1, 4, 2)], attributes=attributes)
+
+
 SCATTERED: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("ScatterElements", [draw(3, 4), ints([0, 1, -1], [3, 2, 1]), draw(2, 3)], {"axis": 1}),
     ("ScatterElements", [draw(3, 4), ints([0, 2, 1, -1]), draw(1, 4)], {"axis": -2}),
@@ -174,6 +180,8 @@ EMBEDDED: list[tuple[str, list[Any], list[int], dict[str, Any], Any]] = [
     ("GatherND", [draw(5, 4, 3), np.zeros((6, 2), np.int64)], [1], {}, within(-4, 4)),
     ("GatherND", [(3, 4), np.zeros((1, 5, 2), np.int64)], [0, 1], {}, within(0, 3)),
     ("GatherND", [draw(2, 3, 3, 3), np.zeros((2, 2, 3), np.int64)], [1], {"batch_dims": 1}, within(0, 3)),
+    ("ReverseSequence", [(4, 3, 2), np.ones(3, np.int64)], [0, 1], {}, within(1, 5)),
+    ("ReverseSequence", [draw(3, 4), np.ones(3, np.int64)], [1], {"time_axis": 1, "batch_axis": 0}, within(1, 5)),
 ]
 
 

@@ -54,8 +54,6 @@ PLAIN: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Trilu", [(2, 4, 5)], {}),
     ("Trilu", [(4, 4), np.array(1)], {"upper": 0}),
     ("Trilu", [(2, 4, 5), np.array(-2)], {"upper": 1}),
-    ("ReverseSequence", [(4, 3, 2), ints(1, 4, 2)], {"time_axis": 0, "batch_axis": 1}),
-    ("ReverseSequence", [(3, 4), ints(1, 4, 2)], {"time_axis": 1, "batch_axis": 0}),
     ("CenterCropPad", [(4, 5), ints(2, 7)], {}),
     ("CenterCropPad", [(4, 5), ints(5, 2)], {}),
     ("CenterCropPad", [(4, 5, 6), ints(7, 3)], {"axes": [0, -1]}),
