@@ -107,6 +107,37 @@ def lstm(
     return torch.stack(steps, 1 if batch_first else 0), torch.stack(last_h), torch.stack(last_c)
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``softmax(q k^T scale + mask) v``, 0 where all is masked: there the exporter's own has the mean of v."""
+    import torch
+    from torch.nn import functional
+
+    if attn_mask is None or dropout_p:
+        found: Tensor = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        return found
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf)
+        none = attn_mask.any(-1, keepdim=True).logical_not()
+    else:
+        scores = scores + attn_mask
+        none = (attn_mask == -math.inf).all(-1, keepdim=True)
+    return scores.softmax(-1).masked_fill(none, 0.0) @ value
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.nn.functional.adaptive_max_pool1d": adaptive_max_pool,
     "torch.nn.functional.adaptive_max_pool2d": adaptive_max_pool,
@@ -115,6 +146,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.nn.functional.rrelu": rrelu,
     "torch.functional.cdist": cdist,
     "torch.lstm": lstm,
+    "torch._C._nn.scaled_dot_product_attention": attention,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import shap
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deepshap_ir import DeepExplainer
 from deepshap_ir.converters.torch_functions import spelled_out
@@ -100,6 +102,19 @@ def test_attributions_add_up_where_shaps_do_not(name: str) -> None:
     assert np.abs(total(phi) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def attention_where(mask: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Attention in which rows and columns are open where the data say so: some rows are masked as a whole."""
+
+    def forward(net: Any, x: Any) -> Any:
+        open_ = x[..., 0] > 0
+        both = open_[:, :, None] & open_[:, None, :]
+        return functional.scaled_dot_product_attention(net.a(x), x, x, attn_mask=mask(both))
+
+    return forward
+
+
+MASK = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+
 FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "adaptive max, 1 axis": (nn.AdaptiveMaxPool1d(4), (2, 9)),
     "adaptive max, whole windows": (nn.AdaptiveMaxPool1d(4), (2, 8)),
@@ -113,6 +128,19 @@ FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (2, 2),
     ),
     "LSTM": (nn.LSTM(2, 4, bias=False), (3, 2)),
+    "attention, masked by rows": (Net(attention_where(lambda open: open), a=nn.Linear(4, 4)), (3, 4)),
+    "attention, masked by numbers": (
+        Net(attention_where(lambda open: torch.zeros(open.shape).masked_fill(~open, -math.inf)), a=nn.Linear(4, 4)),
+        (3, 4),
+    ),
+    "attention, few keys": (
+        Net(lambda net, x: functional.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], MASK, enable_gqa=True)),
+        (4, 3, 4),
+    ),
+    "attention, no mask": (
+        Net(lambda net, x: functional.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.1)),
+        (2, 3, 4),
+    ),
 }
 
 
@@ -123,7 +151,7 @@ def test_functions_that_the_exporter_lacks_are_spelled_out_as_torch_computes_the
     expected = module.eval()(x)
     with spelled_out():
         torch.testing.assert_close(module(x), expected)
-    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances", "projected LSTM"):
+    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances", "projected LSTM") or "attention" in name:
         phi = DeepExplainer(nn.Sequential(module, nn.Flatten()), x).shap_values(x[:2])
         np.testing.assert_allclose(total(phi), delta(module, x[:2], x), atol=1e-5)
 
