@@ -122,8 +122,13 @@ class DeepExplainer:
             raise InputError(f"backend={backend!r}: choose 'onnxruntime' or 'reference'")
         if precision not in (None, "float64"):
             raise InputError(f"precision={precision!r}: choose None (as the model) or 'float64'")
-        if precision == "float64" and providers:
-            raise InputError("precision='float64' runs on the reference backend, which takes no providers=")
+        if providers and (precision == "float64" or backend == "reference"):
+            chosen = "precision='float64' runs on" if precision else "backend='reference' is"
+            raise InputError(f"{chosen} the reference backend, which takes no providers=")
+        if output is not None and (isinstance(output, bool) or not isinstance(output, str | int | np.integer)):
+            raise InputError(f"output={output!r}: expected a name or an index")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads={threads}: expected at least 1, or None for as many as there are cores")
         if isinstance(inputs, str):
             raise InputError(f"inputs: expected a list of names, given the text {inputs!r}; write [{inputs!r}].")
         self.model = model.model if isinstance(model, Conversion) else model

@@ -69,8 +69,8 @@ class Interface:
         known = [*declared, *made]
         holds = dict(hold) if isinstance(hold, Mapping) else dict.fromkeys(_names(hold, "hold"), None)
         chosen = _names(inputs, "inputs") if inputs is not None else [name for name in declared if name not in holds]
-        kept = _names(keep, "keep")
-        for option, names in (("inputs", chosen), ("hold", list(holds)), ("keep", kept)):
+        kept = _names(keep, "at")
+        for option, names in (("inputs", chosen), ("hold", list(holds)), ("at", kept)):
             for name in names:
                 if name not in known:
                     raise InputError(f"{option}: the model has no value {name!r}.{suggest(name, known)}")
@@ -149,7 +149,7 @@ class Interface:
         if not reach.depends([self.output]):
             used = [name for name in fed if name in needed(model.graph, [self.output], found)]
             end = f"it depends on {_listed(used)}" if used else "it is a constant of the model"
-            given = _listed(explained) or "any input"
+            given = _listed(explained) or "any input that is explained"
             raise InputError(f"the output {self.output!r} does not depend on {given}; {end}.")
         reached = needed(model.graph, [self.output], found) | set(explained)
         for name in (*self.keep, *self.held_inside):

@@ -263,10 +263,10 @@ def test_names_that_do_not_fit() -> None:
         import_model(model, data(2, 4), keep=["d"])
     with pytest.raises(InputError, match="the output 'y' does not depend on the value 'z'"):
         import_model(model, data(2, 4), keep=["z"])
-    for option in ("keep", "inputs", "hold"):
-        with pytest.raises(InputError, match=rf"^{option}: the model has no value 'hh'.*Did you mean 'h'"):
+    for option, called in (("keep", "at"), ("inputs", "inputs"), ("hold", "hold")):
+        with pytest.raises(InputError, match=rf"^{called}: the model has no value 'hh'.*Did you mean 'h'"):
             import_model(model, data(2, 4), **{option: ["hh"]})  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=rf"^{option}: expected a list of names, given the text 'h'"):
+        with pytest.raises(InputError, match=rf"^{called}: expected a list of names, given the text 'h'"):
             import_model(model, data(2, 4), **{option: "h"})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'x' is both in inputs= and in hold="):
         import_model(model, data(2, 4), inputs=["x"], hold=["x"])
