@@ -47,10 +47,12 @@ def all_masked(ctx: Context, m: Sequence[Value]) -> Value:
     """Where a row of scores becomes masked as a whole, or stops to be: shared by those that were masked, or are now."""
     op, axis = ctx.op, _axis(ctx)
     delta = ctx.delta_x()
-    jumps = op.cast(abs(delta) > abs(ctx.attribute("highest")), delta.dtype)
+    jumps = abs(delta) > abs(ctx.attribute("highest"))  # NaN, of what is -inf in both, is none
+    none = op.constant(0.0, delta.dtype)
     total = op.ReduceSum(m[0] * op.cast(ctx.delta_y(), delta.dtype), [axis])
-    shares = total / op.Max(op.ReduceSum(jumps, [axis]), op.constant(1.0, delta.dtype))
-    return jumps * shares / (delta + (1.0 - jumps))
+    count = op.Max(op.ReduceSum(op.cast(jumps, delta.dtype), [axis]), op.constant(1.0, delta.dtype))
+    multipliers: Value = op.Where(jumps, total / (count * delta), none)
+    return multipliers
 
 
 @rule("ReduceLogSumExp")

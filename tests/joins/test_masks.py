@@ -89,6 +89,20 @@ def test_a_softmax_that_is_guarded_is_what_the_guard_says(form: str, guard: str)
         np.testing.assert_allclose(phi.sum(1), y - y0.mean(0), atol=max(tolerance, 1e-6))
 
 
+@pytest.mark.parametrize("guard", GUARDS)
+def test_masks_of_data_and_of_places(guard: str) -> None:
+    """A row sees what comes before it, and no pads: those in front are masked as a whole."""
+    model = attention("added", more="\n v = Where(seen, m, low)", guard=GUARDS[guard].replace("m,", "v,"))
+    node = next(n for n in model.graph.node if n.op_type == "Softmax")
+    node.input[0] = "v"
+    model.graph.initializer.append(numpy_helper.from_array(np.tri(5, dtype=bool), "seen"))
+    x = np.array([[0, 0, 3, 2, 1], [1, 2, 3, 4, 5], [0, 5, 0, 6, 7]])
+    x0 = np.array([[0, 2, 1, 7, 8], [3, 3, 1, 1, 2], [0, 0, 0, 4, 4]])
+    y, y0 = (Runner(model).run({"x": rows})["y"] for rows in (x, x0))
+    phi = DeepExplainer(model, x0).shap_values(x)
+    np.testing.assert_allclose(phi.sum(1), y - y0.mean(0), atol=1e-5)
+
+
 def test_a_masked_log_softmax_is_minus_infinity_as_in_the_file() -> None:
     body = """{ s = MatMul(x, w) \n c = Greater(x, high) \n m = Where(c, low, s) \n l = LogSoftmax(m) \n END }"""
 
