@@ -123,8 +123,8 @@ class DeepExplainer:
         if precision not in (None, "float64"):
             raise InputError(f"precision={precision!r}: choose None (as the model) or 'float64'")
         if providers and (precision == "float64" or backend == "reference"):
-            chosen = "precision='float64' runs on" if precision else "backend='reference' is"
-            raise InputError(f"{chosen} the reference backend, which takes no providers=")
+            chosen = "precision='float64' runs on the reference backend, which" if precision else "backend='reference'"
+            raise InputError(f"{chosen} takes no providers=")
         if output is not None and (isinstance(output, bool) or not isinstance(output, str | int | np.integer)):
             raise InputError(f"output={output!r}: expected a name or an index")
         if threads is not None and threads < 1:

@@ -14,18 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from deepshap_ir import __version__
+from deepshap_ir.commands.messages import one_line
 from deepshap_ir.errors import DeepShapError, InputError
-
-MOST_LINES = 6
-OPTIONS = {
-    "check_additivity=False": "--no-check",
-    "precision='float64'": "--precision float64",
-    "with output=": "with --output",
-    "custom_ops=[...]": "--custom-ops LIBRARY",
-    "inputs=[name]": "--input NAME",
-    "hold=[name]": "--hold NAME",
-}
-"""Arguments of Python, as messages advise them, and what they are here."""
 
 
 class Commands(TyperGroup):
@@ -40,18 +30,6 @@ class Commands(TyperGroup):
             except DeepShapError as error:
                 typer.echo(f"deepshap: error: {one_line(str(error))}", err=True)
                 raise typer.Exit(2) from error
-
-
-def one_line(message: str) -> str:
-    """A message of several lines in one, without the middle of a long list, for readers of the command line."""
-    for argument, option in OPTIONS.items():
-        message = message.replace(argument, option)
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    lines = [line if line[-1] in ".:;,!?" else f"{line};" for line in lines[:-1]] + lines[-1:]
-    if len(lines) > MOST_LINES:
-        left_out = len(lines) - MOST_LINES + 1
-        lines = [*lines[: MOST_LINES - 2], f"... {left_out} more ...", lines[-1]]
-    return " ".join(lines)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -237,7 +215,7 @@ def inspect(
         hold=hold or (),
         rules=load_rules(rules or ()),
         custom_ops=custom_ops or (),
-        shapes=dict(map(_shape, shape or ())),
+        shapes=_shapes(shape),
         background=background,
     )
     if as_json:
@@ -260,14 +238,26 @@ def convert(
     output: Output = None,
 ) -> None:
     """Write a model as ONNX, checked, and compared with the original on rows that are given or made up."""
-    from deepshap_ir.commands.model_files import open_model, write_model
-    from deepshap_ir.commands.results import check_folder
+    from deepshap_ir.commands.model_files import check_model_target, is_onnx, open_model, write_model
 
-    check_folder(out)
-    converted, _ = open_model(model, background, dict(map(_shape, shape or ())), output or ())
+    check_model_target(out)
+    if (given := ["--shape"] * bool(shape) + ["--output"] * bool(output)) and is_onnx(model):
+        raise InputError(f"{model}: is taken as ONNX, which stays as it is: leave out {' and '.join(given)}")
+    converted, _ = open_model(model, background, _shapes(shape), output or ())
     write_model(out, converted)
     opset = next((entry.version for entry in converted.opset_import if entry.domain == ""), None)
     typer.echo(f"{out}: {len(converted.graph.node)} nodes of opset {opset}")
+
+
+def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, of ``NAME=1,3,224,224``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in given or ():
+        name, shape = _shape(text)
+        if name in shapes:
+            raise InputError(f"--shape {text}: another shape is given for {name!r}")
+        shapes[name] = shape
+    return shapes
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

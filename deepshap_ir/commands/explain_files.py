@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
 
-from deepshap_ir.commands.model_files import open_model
+from deepshap_ir.commands.model_files import name_or_index, open_model
 from deepshap_ir.commands.results import Result
 from deepshap_ir.commands.tables import Input, read_rows
 from deepshap_ir.engine.registry import RuleSet
@@ -63,10 +63,8 @@ class Choices:
             raise InputError(f"--output is given as {', '.join(output)}: choose one output, and top:K of its entries")
         if tops and not (tops[0].isdecimal() and int(tops[0]) > 0):
             raise InputError(f"--output top:{tops[0]}: write a number of outputs such as top:3")
-        chosen: str | int | None = names[0] if names else None
         known = {name for node in model.graph.node for name in node.output}
-        if chosen is not None and chosen not in known and names[0].isdecimal():
-            chosen = int(names[0])
+        chosen = None if not names else names[0] if names[0] in known else name_or_index(names[0])
         return cls(chosen, int(tops[0]) if tops else None, tuple(inputs) or None, tuple(hold), rules)
 
 
@@ -149,6 +147,9 @@ def explain_files(
     fed = fed_inputs(loaded, choices)
     references = read_rows(background, fed, drop=drop)
     rows = read_rows(samples, fed, references.columns, drop)
+    for name in drop:
+        if name not in references.dropped and name not in rows.dropped:
+            raise InputError(f"--drop {name}: neither {background} nor {samples} has such a column")
     explainer = DeepExplainer(
         loaded,
         references.arrays,

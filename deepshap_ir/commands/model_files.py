@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from deepshap_ir.commands.results import whole_file
+from deepshap_ir.commands.results import check_folder, whole_file
 from deepshap_ir.commands.tables import Input, read_rows
 from deepshap_ir.converters import keras_files
 from deepshap_ir.converters.registry import BUILT_IN, Settings, convert, find
@@ -50,6 +51,8 @@ def open_model(
     ModelError : the file cannot be read, or must not be.
     InputError : it needs rows and there are none, or they do not fit.
     """
+    if data is not None and not data.exists():
+        raise InputError(f"{data}: no such file (the current folder is {os.getcwd()})")
     if is_onnx(path):
         return load_model(path), list(output)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow's C++, which tells of its devices
@@ -59,15 +62,18 @@ def open_model(
     else:
         source, rows = _made(path, shapes)
     names = [text for text in output if not text.startswith("top:")]
-    chosen: str | int | None = names[0] if len(names) == 1 else None
-    if chosen is not None and names[0].lstrip("-").isdecimal():
-        chosen = int(names[0])
+    chosen = name_or_index(names[0]) if len(names) == 1 else None
     conversion = convert(source, rows, Settings(output=chosen))
     known = [name for node in conversion.model.graph.node for name in node.output]
     if isinstance(chosen, str) and conversion.output not in known:
         raise InputError(f"--output: the model has no value {chosen!r}.{suggest(chosen, known)}")
     called = [] if conversion.output is None else [str(conversion.output)]
     return load_model(conversion.model), [*called, *(text for text in output if text.startswith("top:"))]
+
+
+def name_or_index(text: str) -> str | int:
+    """``"y"`` or 1, of what is given as ``--output``."""
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def _rows(path: Path, drop: Collection[str]) -> Any:
@@ -116,6 +122,18 @@ def _made(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Any]:
         made = rng.normal(size=(ROWS, *size)) if is_float else np.zeros((ROWS, *size))
         arrays.append(made.astype(np.float32 if is_float else spec.dtype))
     return source, arrays[0] if len(arrays) == 1 else dict(zip(known, arrays, strict=True))
+
+
+def check_model_target(path: Path) -> None:
+    """Refuse a file that `write_model` cannot write, before anything is converted.
+
+    Raises
+    ------
+    InputError : the suffix is not .onnx, or the folder takes no file.
+    """
+    if path.suffix.lower() != ".onnx":
+        raise InputError(f"{path}: cannot be written: a model goes to an .onnx file")
+    check_folder(path)
 
 
 def write_model(path: Path, model: ModelProto) -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,12 +132,16 @@ def check_folder(path: Path) -> None:
     Raises
     ------
     InputError
-        There is no such folder, or the file is one.
+        There is no such folder, nothing can be written to it, or the file is one.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written: there is no folder {path.parent}")
     if path.is_dir():
         raise InputError(f"{path}: cannot be written: it is a folder")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written to the folder {path.parent}: {error.strerror or error}") from None
 
 
 def write_result(path: str | os.PathLike[str], result: Result) -> None:

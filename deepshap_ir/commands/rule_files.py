@@ -57,6 +57,8 @@ def load_rules(given: Iterable[str | os.PathLike[str]]) -> list[RuleSet]:
 
 def _run(path: Path, name: str) -> list[RuleSet]:
     """Run a file as the module `name` and return the rule sets that it binds."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; rules come from .py files")
     if not path.is_file():
         raise InputError(f"{path}: no such file (the current folder is {os.getcwd()})")
     spec = importlib.util.spec_from_file_location(name, path)

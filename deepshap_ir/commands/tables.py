@@ -52,14 +52,25 @@ class Rows:
     arrays : ``[N, *features]`` by input name, in the order of the model's inputs.
     columns : column names of a table in the order in which the model takes them, None for arrays.
     feature_names : by input name, where a table names them.
+    dropped : columns of the table that were left out.
     """
 
     arrays: dict[str, Array]
     columns: tuple[str, ...] | None = None
     feature_names: dict[str, list[str]] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Values ``[N, columns]``, the names of the columns, and of those that were left out."""
+
+    names: list[str]
+    values: Array
+    dropped: frozenset[str]
 
 
 def read_rows(
@@ -94,8 +105,8 @@ def read_rows(
     readers: dict[str, Callable[[], Rows]] = {
         ".npy": lambda: _from_npy(path, inputs),
         ".npz": lambda: _from_npz(path, inputs),
-        ".csv": lambda: _from_table(path, inputs, *_csv_columns(path, drop), columns),
-        ".parquet": lambda: _from_table(path, inputs, *_parquet_columns(path, drop), columns),
+        ".csv": lambda: _from_table(path, inputs, _csv_columns(path, drop), columns),
+        ".parquet": lambda: _from_table(path, inputs, _parquet_columns(path, drop), columns),
     }
     if path.suffix.lower() not in readers:
         raise InputError(f"{path}: cannot be read: data come from {', '.join(readers)} files")
@@ -152,14 +163,15 @@ def _numbers(values: Any, where: str) -> Array:
     if not isinstance(values, np.ndarray):
         raise InputError(f"{where}: is an .npz archive; rename it to .npz")
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
-        raise InputError(f"{where}: holds {values.dtype}, expected numbers")
+        kind = "text" if values.dtype.kind in "SU" else values.dtype
+        raise InputError(f"{where}: holds {kind}, expected numbers")
     if values.ndim == 0:
         raise InputError(f"{where}: holds a single number, expected an array [N, *features]")
     return values
 
 
-def _csv_columns(path: Path, drop: Collection[str]) -> tuple[list[str], Array]:
-    """Column names and values ``[N, columns]`` of a csv file."""
+def _csv_columns(path: Path, drop: Collection[str]) -> _Table:
+    """The columns of a csv file."""
     cells = array("d")
     with path.open(newline="", encoding="utf-8-sig") as handle:
         reader = csv.reader(handle)
@@ -183,7 +195,8 @@ def _csv_columns(path: Path, drop: Collection[str]) -> tuple[list[str], Array]:
             raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    return [header[position] for position in kept], np.array(cells).reshape(-1, len(kept))
+    names = [header[position] for position in kept]
+    return _Table(names, np.array(cells).reshape(-1, len(kept)), frozenset(header).intersection(drop))
 
 
 def _cell(text: str, where: str) -> float:
@@ -224,8 +237,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _parquet_columns(path: Path, drop: Collection[str]) -> tuple[list[str], Array]:
-    """Column names and values ``[N, columns]`` of a parquet file, without the index that pandas adds."""
+def _parquet_columns(path: Path, drop: Collection[str]) -> _Table:
+    """The columns of a parquet file, without the index that pandas adds."""
     arrow, parquet = pyarrow("read .parquet files"), importlib.import_module("pyarrow.parquet")
     try:
         with path.open("rb") as handle:
@@ -235,6 +248,7 @@ def _parquet_columns(path: Path, drop: Collection[str]) -> tuple[list[str], Arra
     index = (table.schema.pandas_metadata or {}).get("index_columns", [])
     names = [name for name in table.column_names if name not in index]
     _check_names(path, names, drop)
+    dropped = frozenset(names).intersection(drop)
     names = [name for name in names if name not in drop]
     values = np.empty((table.num_rows, len(names)))
     kinds = arrow.types
@@ -245,7 +259,7 @@ def _parquet_columns(path: Path, drop: Collection[str]) -> tuple[list[str], Arra
             first = next((repr(cell.as_py()) for cell in column if cell.is_valid), "no value")
             raise InputError(f"{path}, column {name!r}: holds {column.type} ({first[:40]}), expected numbers")
         values[:, position] = column.cast(arrow.float64(), safe=False).to_numpy()
-    return names, values
+    return _Table(names, values, dropped)
 
 
 def pyarrow(purpose: str) -> Any:
@@ -262,9 +276,8 @@ def pyarrow(purpose: str) -> Any:
         raise MissingDependencyError(f"pyarrow is needed to {purpose}: pip install 'deepshap-ir[tables]'") from None
 
 
-def _from_table(
-    path: Path, inputs: Sequence[Input], names: list[str], values: Array, columns: Sequence[str] | None
-) -> Rows:
+def _from_table(path: Path, inputs: Sequence[Input], table: _Table, columns: Sequence[str] | None) -> Rows:
+    names, values = table.names, table.values
     if columns is not None:
         missing = [name for name in columns if name not in set(names)]
         surplus = [name for name in names if name not in set(columns)]
@@ -277,9 +290,8 @@ def _from_table(
         names, values = list(columns), values[:, [where[name] for name in columns]]
     placed = _placed(path, inputs, names)
     if placed is not None:
-        return Rows(
-            {one.name: _laid_out(_cast(path, one, values[:, placed[one.name]]), one) for one in inputs}, tuple(names)
-        )
+        arrays = {one.name: _laid_out(_cast(path, one, values[:, placed[one.name]]), one) for one in inputs}
+        return Rows(arrays, tuple(names), dropped=table.dropped)
     if len(inputs) != 1:
         known = {one.name for one in inputs}
         strays = [name for name in names if not {name, name.rpartition("[")[0]} & known] or names
@@ -294,7 +306,7 @@ def _from_table(
     made = _cast(path, only, values)
     shape = _row_shape(path, only, names)
     feature_names = {only.name: names} if shape[-1:] == (len(names),) else {}
-    return Rows({only.name: made.reshape(len(made), *shape)}, tuple(names), feature_names)
+    return Rows({only.name: made.reshape(len(made), *shape)}, tuple(names), feature_names, table.dropped)
 
 
 def _placed(path: Path, inputs: Sequence[Input], names: list[str]) -> dict[str, Array] | None:

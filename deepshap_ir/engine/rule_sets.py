@@ -55,8 +55,8 @@ def find_rule_set(name: str) -> RuleSet:
     if name not in brought:
         known = [*NAMED, *brought]
         close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"rules: there is no rule set {name!r}; {hint}There are {', '.join(map(repr, known))}")
+        hint = f"did you mean {close[0]!r}? There" if close else "there"
+        raise InputError(f"rules: there is no rule set {name!r}; {hint} are {', '.join(map(repr, known))}")
     package, entry = brought[name]
     try:
         found = entry.load()

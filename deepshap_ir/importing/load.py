@@ -67,7 +67,7 @@ def _parsed(content: bytes, name: str) -> ModelProto:
             f"{name}: not an ONNX model, or truncated ({len(content)} bytes cannot be parsed). Export or copy it again."
         ) from None
     if not model.HasField("graph") or not model.ir_version:
-        raise ModelError(f"{name}: not an ONNX model (no graph in {len(content)} bytes).")
+        raise ModelError(f"{name}: not an ONNX model (no graph in {len(content)} bytes). Export or copy it again.")
     return model
 
 

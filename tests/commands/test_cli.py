@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from deepshap_ir import DeepExplainer, __version__
 from deepshap_ir.commands import explain_files
-from deepshap_ir.commands.cli import app, one_line
+from deepshap_ir.commands.cli import app
+from deepshap_ir.commands.messages import OPTIONS, one_line
 from deepshap_ir.engine.registry import BUILT_IN
 
 TABULAR = """
@@ -208,16 +209,26 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("more", "messages"),
         [
-            (["--output", "z"], ["the model has no value 'z'", "'y'"]),
-            (["--output", "3"], ["there is no output 3"]),
+            (["--output", "z"], ["--output: the model has no value 'z'", "'y'"]),
+            (["--output", "summ"], ["Did you mean 'sum'?"]),
+            (["--output", "3"], ["--output: there is no output 3"]),
+            (["--output", "-2"], ["--output: there is no output -2"]),
             (["--output", "top:0"], ["--output top:0: write a number of outputs such as top:3"]),
             (["--output", "top:many"], ["--output top:many: write a number"]),
-            (["--output", "top:5"], ["the model has 2 outputs"]),
+            (["--output", "top:5"], ["--output top:5: the model has 2 outputs"]),
             (["--output", "y", "--output", "sum"], ["--output is given as y, sum: choose one output"]),
-            (["--input", "z"], ["the model has no value 'z'"]),
-            (["--hold", "z"], ["the model has no value 'z'"]),
+            (["--input", "z"], ["--input: the model has no value 'z'"]),
+            (["--hold", "z"], ["--hold: the model has no value 'z'"]),
+            (["--hold", "x"], ["does not depend on any input that is explained; it depends on 'x'"]),
+            (["--input", "x", "--hold", "x"], ["'x' is both in --input and in --hold"]),
+            (["--drop", "id"], ["--drop id: neither background.csv nor samples.csv has such a column"]),
+            (["--rules", "saliency"], ["--rules: there is no rule set 'saliency'; there are 'gradient'"]),
+            (["--rules", "."], [".: is a folder; rules come from .py files"]),
+            (["--custom-ops", "gone.so"], ["--custom-ops: 'gone.so': no such file"]),
+            (["--precision", "float64", "--provider", "X"], ["--precision float64 runs on", "takes no --provider"]),
+            (["--backend", "reference", "--provider", "X"], ["--backend reference takes no --provider"]),
             (["--rules", "gone.py"], ["gone.py: no such file"]),
-            (["--memory-limit", "lots"], ["memory_limit='lots': write a number of bytes such as '2GB'"]),
+            (["--memory-limit", "lots"], ["--memory-limit lots: write a number of bytes such as '2GB'"]),
             (["--provider", "NoSuchProvider"], ["NoSuchProvider"]),
             (["--plot", "picture.gif"], ["picture.gif: cannot be drawn"]),
             (["--plot", "gone/picture.png"], ["gone/picture.png: cannot be written: there is no folder gone"]),
@@ -225,6 +236,17 @@ class TestBadInput:
     )
     def test_options(self, more: list[str], messages: list[str]) -> None:
         refused(explain(*more), *messages)
+
+    def test_a_label_as_output(self) -> None:
+        save("two (float[N, 3] x) => (int64[N, 1] label, float[N, 3] p) { p = Exp(x) label = ArgMax<axis = 1>(p) }")
+        refused(explain("--output", "label"), "'label' is of whole numbers", "explain an output of floats: 'p'.")
+        save("one (float[N, 3] x) => (int64[N, 1] label) { p = Exp(x) label = ArgMax<axis = 1>(p) }")
+        refused(explain("--output", "label"), "the numbers that it is chosen by, such as --output p.")
+
+    def test_shapes_are_the_backgrounds(self) -> None:
+        np.save("samples.npy", np.ones((2, 4), np.float32))
+        result = deepshap("explain", "model.onnx", "-b", "background.csv", "-s", "samples.npy", "-o", "out.npz")
+        refused(result, "expected shape [rows, 3], given [2, 4]. The background fixes the shape.\n")
 
     @pytest.mark.parametrize("out", ["out.xlsx", "gone/out.npz"])
     def test_output_files(self, out: str) -> None:
@@ -307,6 +329,33 @@ def test_messages_name_options_as_the_command_line_does() -> None:
     assert one_line(message) == "Choose one with --output. Try --precision float64 or --no-check, or --hold NAME."
 
 
+@pytest.mark.parametrize(
+    ("message", "here"),
+    [
+        ("output: no 'y'.\noutput: z", "--output: no 'y'. output: z"),
+        ("ranked_outputs=9: 3 outputs", "--output top:9: 3 outputs"),
+        ("Explain fewer: ranked_outputs=.", "Explain fewer: --output top:K."),
+        ("more than memory_limit=1,000; run", "more than --memory-limit 1,000; run"),
+        ("such as output='a b'.", "such as --output 'a b'."),
+        ("Give it with custom_ops=[...] (see", "Give it with --custom-ops LIBRARY (see"),
+        (
+            "Give one with rules={'Op': my_rule}, where",
+            "Give one with --rules FILE.py, with @rule('Op') above my_rule, where",
+        ),
+        ("hold it: hold={'b': array}.", "hold it: in Python hold={'b': array}."),
+        ("say where: batch_axes={input: axis}.", "say where: in Python batch_axes={input: axis}."),
+        ("the outputs: 'rules', and no_output=3, a/output=3", "the outputs: 'rules', and no_output=3, a/output=3"),
+    ],
+)
+def test_arguments_become_options(message: str, here: str) -> None:
+    assert one_line(message) == here
+
+
+def test_options_in_messages_are_those_of_the_command() -> None:
+    shown = deepshap("explain", "--help").stdout
+    assert [option for option in OPTIONS.values() if option not in shown] == []
+
+
 @pytest.mark.usefixtures("folder")
 class TestInspect:
     def test_a_table(self) -> None:
@@ -363,8 +412,30 @@ class TestInspect:
             refused(deepshap("inspect", "model.onnx", "--shape", text), f"--shape {text}: write NAME=1,3,224,224")
         refused(deepshap("inspect", "model.onnx", "--shape", "x=1,4"), "'x'")
 
+        both = deepshap("inspect", "model.onnx", "--shape", "x=4,3", "--shape", "x=5,3")
+        refused(both, "--shape x=5,3: another shape is given for 'x'")
+
+    def test_rows_that_are_not_there(self) -> None:
+        refused(deepshap("inspect", "model.onnx", "-b", "gone.npy"), "gone.npy: no such file")
+
     def test_no_model(self) -> None:
         refused(deepshap("inspect", "gone.onnx"), "gone.onnx", "no such file")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("out", "more", "message"),
+    [
+        ("made.npz", (), "made.npz: cannot be written: a model goes to an .onnx file"),
+        ("gone/made.onnx", (), "gone/made.onnx: cannot be written: there is no folder gone"),
+        ("made.onnx", ("--output", "y"), "model.onnx: is taken as ONNX, which stays as it is: leave out --output"),
+        ("made.onnx", ("--shape", "x=1,3", "--output", "y"), "leave out --shape and --output"),
+        ("made.onnx", ("--background", "gone.csv"), "gone.csv: no such file"),
+    ],
+)
+def test_conversions_that_are_refused(out: str, more: tuple[str, ...], message: str) -> None:
+    refused(deepshap("convert", "model.onnx", "-o", out, *more), message)
+    assert not Path(out).exists()
 
 
 def test_the_demo_leaves_numbers_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

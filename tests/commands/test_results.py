@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,15 @@ def test_a_target_that_cannot_be_written(tmp_path: Path, name: str, message: str
         check_target(tmp_path / name)
     with pytest.raises(InputError, match=message):
         write_result(tmp_path / name, result_of(explained((2,))))
+
+
+def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"out\.csv: cannot be written to the folder .*: Permission denied"):
+        check_target(tmp_path / "out.csv")
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class TestArrays:
         [
             ({"a": 1, "b": 2}, [AGES], r"x\.npz: has no array 'x' among 'a', 'b'"),
             ({"x": np.ones((2, 3))}, [AGES, TOKENS], r"has no array 'ids' among 'x'"),
-            ({"x": np.array([["a"]])}, [AGES], r"'x': holds <U1, expected numbers"),
+            ({"x": np.array([["a"]])}, [AGES], r"'x': holds text, expected numbers"),
             ({"x": np.array([[{}]], dtype=object)}, [AGES], r"its array 'x' is not of numbers"),
             ({"x": np.float64(3)}, [AGES], r"holds a single number, expected an array \[N, \*features\]"),
             (

@@ -104,7 +104,7 @@ def test_an_unknown_name_lists_what_there_is() -> None:
     )
     with pytest.raises(InputError, match=expected):
         explainer("reveal_cancle")
-    with pytest.raises(InputError, match="no rule set 'saliency'; There are"):
+    with pytest.raises(InputError, match="no rule set 'saliency'; there are"):
         explainer({"Relu": "saliency"})
 
 
