@@ -16,12 +16,14 @@ from deepshap_ir.converters.compare import HALF_TOLERANCE, TOLERANCE
 from deepshap_ir.converters.outputs import choose, leaves
 from deepshap_ir.converters.quiet import quiet
 from deepshap_ir.converters.registry import comes_from
+from deepshap_ir.converters.torch_constants import folded
+from deepshap_ir.converters.torch_failures import cause
 from deepshap_ir.converters.torch_functions import spelled_out
 from deepshap_ir.converters.torch_state import LOGGERS, unchanged
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.dependence import dependence
 from deepshap_ir.importing.feeds import Array, InputSpec, as_array, take
-from deepshap_ir.importing.runner import newest_opset, one_line
+from deepshap_ir.importing.runner import newest_opset
 from deepshap_ir.importing.subgraphs import all_names, fresh, rename
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ class Subject:
         except Exception as error:  # whatever the module's own code raises
             shapes = ", ".join(f"{name} {list(a.shape)} of {a.dtype}" for name, a in arrays.items())
             raise InputError(
-                f"{type(self.module).__name__} fails on rows of the background ({shapes}): {_cause(error)}"
+                f"{type(self.module).__name__} fails on rows of the background ({shapes}): {cause(error)}"
             ) from error
 
     def observe(self, rows: Mapping[str, Array], output: str | int | None) -> Observed:
@@ -256,16 +258,8 @@ def export(observed: Observed, rows: Mapping[str, Array]) -> Exported:
             continue
         return _finished(model, observed)
     raise ModelError(
-        f"torch cannot export {type(subject.module).__name__} to ONNX: {_cause(failures[-1])}"
+        f"torch cannot export {type(subject.module).__name__} to ONNX: {cause(failures[-1])}"
     ) from failures[-1]
-
-
-def _cause(error: BaseException) -> str:
-    """Return the message of the first of a chain of errors: the last ones only name the exporter's stages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    remedy = "; write the program with a batch of any size, torch.export.export(..., dynamic_shapes=...)"
-    return one_line(error) + remedy * str(error).startswith("Guard failed")
 
 
 def _program(observed: Observed) -> nn.Module:
@@ -297,13 +291,27 @@ def _program(observed: Observed) -> nn.Module:
 
 
 def _exported(program: nn.Module, tensors: Sequence[Tensor], observed: Observed, dims: Sequence[Any]) -> ModelProto:
+    from torch.onnx import OnnxExporterError
+
+    try:
+        return _written(program, tensors, observed, (tuple(dims),))
+    except OnnxExporterError as error:
+        if "ConversionError" not in type(error).__name__:
+            raise
+        constant = folded(program, tensors, dims)
+        if constant is None:
+            raise
+        return _written(constant, tensors, observed, tuple(dims))
+
+
+def _written(program: nn.Module, tensors: Sequence[Tensor], observed: Observed, dims: tuple[Any, ...]) -> ModelProto:
     import torch
 
     made = torch.onnx.export(
         program,
         tuple(tensors),
         dynamo=True,
-        dynamic_shapes=(tuple(dims),),
+        dynamic_shapes=dims,
         input_names=_placeholders("input", observed.subject.names),
         output_names=_placeholders("output", observed.outputs),
         opset_version=min(OPSET, newest_opset()),

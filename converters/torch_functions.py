@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from deepshap_ir.converters.torch_arrays import ARRAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def spelled_out() -> AbstractContextManager[Any]:
-    """Replace these functions wherever they are called meanwhile."""
+@contextmanager
+def spelled_out() -> Iterator[None]:
+    """Replace these functions wherever they are called meanwhile, and leave out what only checks values."""
+    from torch.distributions import Distribution
+    from torch.nn.modules import transformer
     from torch.overrides import TorchFunctionMode
 
     class SpelledOut(TorchFunctionMode):
@@ -21,9 +26,23 @@ def spelled_out() -> AbstractContextManager[Any]:
             self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             name = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', '')}"
-            return FUNCTIONS.get(name, function)(*args, **(kwargs or {}))
+            # a method has no module
+            replaced = FUNCTIONS.get(name) or FUNCTIONS.get(f"torch{name}" if name.startswith(".") else "", function)
+            return replaced(*args, **(kwargs or {}))
 
-    return SpelledOut()
+    def is_causal(mask: Any, known: bool | None = None, size: Any = None) -> bool:
+        """A hint that changes no value: the mask is given as well."""
+        return known is True
+
+    detect, validate = transformer._detect_is_causal_mask, Distribution._validate_args
+    transformer._detect_is_causal_mask = is_causal  # type: ignore[assignment]
+    Distribution.set_default_validate_args(False)
+    try:
+        with SpelledOut():
+            yield
+    finally:
+        transformer._detect_is_causal_mask = detect
+        Distribution.set_default_validate_args(validate)
 
 
 def adaptive_max_pool(x: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
@@ -139,6 +158,7 @@ def attention(
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **ARRAYS,
     "torch.nn.functional.adaptive_max_pool1d": adaptive_max_pool,
     "torch.nn.functional.adaptive_max_pool2d": adaptive_max_pool,
     "torch.nn.functional.adaptive_max_pool3d": adaptive_max_pool,
