@@ -104,7 +104,7 @@ class _Search:
             found = self.logits(node.inputs[1])
             if found is not None and found.separate:
                 return self._add(replace(node, op_type="Neg"), [found.name], True)
-        elif node.operator == "Div" and self._is_sum_of(node.inputs[1], node.inputs[0]):
+        elif node.op_type in ("Div", "OwnSize") and self._is_sum_of(node.inputs[1], node.inputs[0]):
             return self.logits(node.inputs[0])
         self.stopped = self.stopped or str(node)
         return None

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepshap_ir.extend import Context, RuleError, Value, rule
+from deepshap_ir.rules.elementwise import inverse_or_zero
 from deepshap_ir.rules.softmax import logarithmic_mean
 
 TINY = 1e-30
@@ -83,6 +84,23 @@ def lp_normalization(ctx: Context, m: Sequence[Value]) -> Value:
     slope = (x + x0) / (abs(x) + abs(x0) + TINY)
     half = _inverse((op.ReduceSum(abs(x), axes) + op.ReduceSum(abs(x0), axes)) * 0.5)
     return (m[0] - slope * op.ReduceSum(m[0] * (ctx.y() + ctx.y0()) * 0.5, axes)) * half
+
+
+@rule("deepshap_ir::OwnSize")
+def own_size(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
+    """``y = c / s`` of a signal and its own size, by the product ``c = y s``; by that of c and ``1/s`` where s changes
+    its sign.
+
+    ``m_c = 2 m / (s + s0)`` and ``m_s = -m (y + y0) / (s + s0)``.
+    """
+    op, s, s0 = ctx.op, ctx.x(1), ctx.x0(1)
+    apart = op.Not(op.Or((s > 0.0) & (s0 > 0.0), (s < 0.0) & (s0 < 0.0)))
+    one = op.constant(1.0, s.dtype)
+    half = 1.0 / op.Where(apart, one, s * 0.5 + s0 * 0.5)
+    r, r0 = (inverse_or_zero(v) for v in (s, s0))
+    mean, y, y0 = op.Where(apart, r * 0.5 + r0 * 0.5, half), ctx.y(), ctx.y0()
+    pull = op.Where(apart, y * r0 + y0 * r, (y + y0) * half) * -0.5
+    return [m[0] * mean if ctx.varies(0) else None, m[0] * pull if ctx.varies(1) else None]
 
 
 @rule("LRN")

@@ -13,6 +13,7 @@ from deepshap_ir.importing.trace import tidy
 from deepshap_ir.joins.exponentials import EXPONENTIALS
 from deepshap_ir.joins.masks import finite_masks
 from deepshap_ir.joins.norms import NORMS
+from deepshap_ir.joins.own_size import OWN_SIZE
 from deepshap_ir.joins.product_trees import join_products, square
 from deepshap_ir.joins.regions import join_regions
 from deepshap_ir.joins.rewriting import Pattern, Rewriter
@@ -81,6 +82,7 @@ PASSES: list[Pass] = [
     patterns(*WINDOWS, *EXPONENTIALS),
     finite_masks,
     patterns(*NORMS),
+    patterns(*OWN_SIZE),
     join_products,
     patterns(square),
     join_regions,
