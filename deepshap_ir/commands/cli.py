@@ -238,9 +238,11 @@ def convert(
     output: Output = None,
 ) -> None:
     """Write a model as ONNX, checked, and compared with the original on rows that are given or made up."""
-    from deepshap_ir.commands.model_files import check_model_target, is_onnx, open_model, write_model
+    from deepshap_ir.commands.model_files import check_model_target, is_onnx, open_model, read_output, write_model
 
     check_model_target(out)
+    if (top := read_output(output or ())[1]) is not None:
+        raise InputError(f"--output top:{top}: a model is written with whole outputs: name one")
     if (given := ["--shape"] * bool(shape) + ["--output"] * bool(output)) and is_onnx(model):
         raise InputError(f"{model}: is taken as ONNX, which stays as it is: leave out {' and '.join(given)}")
     converted, _ = open_model(model, background, _shapes(shape), output or ())

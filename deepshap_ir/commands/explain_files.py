@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
 
-from deepshap_ir.commands.model_files import name_or_index, open_model
+from deepshap_ir.commands.model_files import open_model, read_output
 from deepshap_ir.commands.results import Result
 from deepshap_ir.commands.tables import Input, read_rows
 from deepshap_ir.engine.registry import RuleSet
@@ -57,15 +57,10 @@ class Choices:
         InputError
             More is chosen than one output, or K is no number.
         """
-        tops = [text.removeprefix("top:") for text in output if text.startswith("top:")]
-        names = [text for text in output if not text.startswith("top:")]
-        if len(tops) > 1 or len(names) > 1:
-            raise InputError(f"--output is given as {', '.join(output)}: choose one output, and top:K of its entries")
-        if tops and not (tops[0].isdecimal() and int(tops[0]) > 0):
-            raise InputError(f"--output top:{tops[0]}: write a number of outputs such as top:3")
-        known = {name for node in model.graph.node for name in node.output}
-        chosen = None if not names else names[0] if names[0] in known else name_or_index(names[0])
-        return cls(chosen, int(tops[0]) if tops else None, tuple(inputs) or None, tuple(hold), rules)
+        chosen, top = read_output(output)
+        if chosen is not None and any(str(chosen) in node.output for node in model.graph.node):
+            chosen = str(chosen)  # PyTorch calls values by numbers
+        return cls(chosen, top, tuple(inputs) or None, tuple(hold), rules)
 
 
 def fed_inputs(model: ModelProto, choices: Choices) -> list[Input]:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from deepshap_ir.commands.results import check_folder, whole_file
 from deepshap_ir.commands.tables import Input, read_rows
-from deepshap_ir.converters import keras_files
+from deepshap_ir.converters import keras_files, torch_files
 from deepshap_ir.converters.registry import BUILT_IN, Settings, convert, find
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.graph import Array
@@ -53,6 +53,7 @@ def open_model(
     """
     if data is not None and not data.exists():
         raise InputError(f"{data}: no such file (the current folder is {os.getcwd()})")
+    chosen, top = read_output(output)
     if is_onnx(path):
         return load_model(path), list(output)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow's C++, which tells of its devices
@@ -61,19 +62,29 @@ def open_model(
         rows = _rows(data, drop)
     else:
         source, rows = _made(path, shapes)
-    names = [text for text in output if not text.startswith("top:")]
-    chosen = name_or_index(names[0]) if len(names) == 1 else None
     conversion = convert(source, rows, Settings(output=chosen))
     known = [name for node in conversion.model.graph.node for name in node.output]
     if isinstance(chosen, str) and conversion.output not in known:
         raise InputError(f"--output: the model has no value {chosen!r}.{suggest(chosen, known)}")
     called = [] if conversion.output is None else [str(conversion.output)]
-    return load_model(conversion.model), [*called, *(text for text in output if text.startswith("top:"))]
+    return load_model(conversion.model), [*called, *([] if top is None else [f"top:{top}"])]
 
 
-def name_or_index(text: str) -> str | int:
-    """``"y"`` or 1, of what is given as ``--output``."""
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
+def read_output(given: Sequence[str]) -> tuple[str | int | None, int | None]:
+    """What is given as ``--output``: the name or index of one, and K of ``top:K``.
+
+    Raises
+    ------
+    InputError : more is chosen than one output, or K is no number.
+    """
+    tops = [text.removeprefix("top:") for text in given if text.startswith("top:")]
+    names = [text for text in given if not text.startswith("top:")]
+    if len(tops) > 1 or len(names) > 1:
+        raise InputError(f"--output is given as {', '.join(given)}: choose one output, and top:K of its entries")
+    if tops and not (tops[0].isdecimal() and int(tops[0]) > 0):
+        raise InputError(f"--output top:{tops[0]}: write a number of outputs such as top:3")
+    chosen = None if not names else int(names[0]) if re.fullmatch(r"-?[0-9]+", names[0]) else names[0]
+    return chosen, int(tops[0]) if tops else None
 
 
 def _rows(path: Path, drop: Collection[str]) -> Any:
@@ -105,6 +116,8 @@ def _made(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, Any]:
     if keras_files.takes(path):
         source = keras_files.load(path)
         specs = keras_files.inputs(source)
+    elif torch_files.takes(path):
+        source = torch_files.load(path)
     if not specs and not shapes:
         raise InputError(f"{path}: this model is traced with rows, and the file does not say of which shape: {wanted}")
     specs = specs or [keras_files.Spec(name, shape[1:], "float32") for name, shape in shapes.items()]

@@ -431,6 +431,8 @@ class TestInspect:
         ("made.onnx", ("--output", "y"), "model.onnx: is taken as ONNX, which stays as it is: leave out --output"),
         ("made.onnx", ("--shape", "x=1,3", "--output", "y"), "leave out --shape and --output"),
         ("made.onnx", ("--background", "gone.csv"), "gone.csv: no such file"),
+        ("made.onnx", ("--output", "top:2"), "--output top:2: a model is written with whole outputs: name one"),
+        ("made.onnx", ("--output", "y", "--output", "sum"), "--output is given as y, sum: choose one output"),
     ],
 )
 def test_conversions_that_are_refused(out: str, more: tuple[str, ...], message: str) -> None:

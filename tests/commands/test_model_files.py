@@ -94,6 +94,11 @@ def test_files_that_need_unpickling_are_refused(module: nn.Sequential) -> None:
             return print, ("unpickled",)
 
     Path("model.pkl").write_bytes(pickle.dumps(Harmful()))
+    for command in (
+        ("inspect", "model.pkl"),
+        ("convert", "model.pkl", "-o", "out.onnx"),
+    ):  # that no rows are given comes later
+        assert "is a pickle" in deepshap(*command).stderr
     joblib.dump(Harmful(), "model.joblib")
     torch.save(Harmful(), "plain.pt")
     torch.save(module.state_dict(), "weights.pth")
@@ -106,7 +111,7 @@ def test_files_that_need_unpickling_are_refused(module: nn.Sequential) -> None:
         ("old.pt", "write it with torch.jit.save or torch.export.save"),
     ):
         for arguments in (("convert", "-o", "out.onnx"), ("inspect",)):
-            result = deepshap(arguments[0], name, *arguments[1:], "--shape", "x=1,4")
+            result = deepshap(arguments[0], name, *arguments[1:])
             assert result.exit_code == 2
             assert f"'{name}' is a pickle: reading it runs whatever code is in it, so it is not read" in result.stderr
             assert remedy in result.stderr
