@@ -94,11 +94,6 @@ def test_files_that_need_unpickling_are_refused(module: nn.Sequential) -> None:
             return print, ("unpickled",)
 
     Path("model.pkl").write_bytes(pickle.dumps(Harmful()))
-    for command in (
-        ("inspect", "model.pkl"),
-        ("convert", "model.pkl", "-o", "out.onnx"),
-    ):  # that no rows are given comes later
-        assert "is a pickle" in deepshap(*command).stderr
     joblib.dump(Harmful(), "model.joblib")
     torch.save(Harmful(), "plain.pt")
     torch.save(module.state_dict(), "weights.pth")
