@@ -183,13 +183,13 @@ def import_model(
     first = take(arrays, specs, [0])
     model, refusals = settle(model, first, [face.output])
     # before the trace, which such operators can break, and after it, when it is known which Dropout is in training
-    _refuse(model, dependence(model.graph, arrays), face.output, refusals)
+    _refuse(model, dependence(model.graph, arrays), face.output, list(arrays), refusals)
     start = time.perf_counter()
     values = trace(model, first)
     slow = time.perf_counter() - start > _SLOW_TRACE
     found = dependence(model.graph, arrays, values)
     _check_output(values[face.output], face.output, original, model, found)
-    _refuse(model, found, face.output)
+    _refuse(model, found, face.output, list(arrays))
     face.check_dependence(model, found, list(arrays))
 
     fed = face.fed(model, found, arrays)
@@ -261,16 +261,29 @@ def _check_output(value: Any, name: str, original: ModelProto, model: ModelProto
         )
 
 
-def _refuse(model: ModelProto, found: Dependence, output: str, more: Sequence[Refusal] = ()) -> None:
+def _refuse(
+    model: ModelProto, found: Dependence, output: str, fed: Sequence[str], more: Sequence[Refusal] = ()
+) -> None:
     found.refusals += more
-    lines = [
-        f"  {operator(refusal.node)} node {refusal.node.name!r}: {refusal.reason}"
-        for refusal in standing(model.graph, [output], found)
-    ]
-    if lines:
-        raise UnsupportedOperatorError(
-            f"the model cannot be explained between its inputs and {output!r}:\n" + "\n".join(lines)
+    standing_ = standing(model.graph, [output], found)
+    if standing_:
+        lines = (f"  {operator(r.node)} node {r.node.name!r}: {r.reason}" for r in standing_)
+        remedy = "".join(
+            f"\nThis depends on {name!r}: where it is the same for all samples, make it a constant, "
+            f"hold={{{name!r}: value}}."
+            for name in fed
+            if _stands_without(model, output, [other for other in fed if other != name], more)
         )
+        raise UnsupportedOperatorError(
+            f"the model cannot be explained between its inputs and {output!r}:\n" + "\n".join(lines) + remedy
+        )
+
+
+def _stands_without(model: ModelProto, output: str, fed: Sequence[str], refusals: Sequence[Refusal]) -> bool:
+    """Whether nothing is refused if only `fed` are fed, and the output still depends on them."""
+    found = dependence(model.graph, fed)
+    found.refusals += [r for r in refusals if r.node.op_type != "If" or found.depends(r.node.input)]
+    return found.depends([output]) and not standing(model.graph, [output], found)
 
 
 def _original(original: ModelProto, face: Interface, specs: Sequence[InputSpec]) -> Original:

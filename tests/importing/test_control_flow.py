@@ -376,6 +376,25 @@ def test_choices_that_cannot_both_be_computed_are_refused(old: str, new: str, ma
         import_model(model(CHOICE.replace(old, new), SINGLE), data(4, 6, 4))
 
 
+def test_an_input_that_would_do_as_a_constant_is_named() -> None:
+    """The rate of a sound chooses the branch, or the number of steps the shape in one of them."""
+    text = """{ fast = Greater(rate, limit)
+        y = If (fast) <then_branch = t () => (float[N,4] a) { a = Exp(x) },
+                       else_branch = e () => (float[N,2] b) { b = Slice(x, zero, steps, one) }> }"""
+    found = parsed(text, "(float[N,4] x, float rate, int64[1] steps) => (float[N,K] y)")
+    for name, value in {"limit": np.float32(9), "zero": np.array([0]), "one": np.array([1])}.items():
+        found.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    rows = {"x": data(3, 4), "rate": np.float32(16), "steps": np.array([2])}
+    once = {"batch_axes": {"rate": None, "steps": None}, "inputs": ["x"]}
+    remedy = r"depends on 'rate': .* make it a constant, hold=\{'rate': value\}\."
+    with pytest.raises(UnsupportedOperatorError, match=remedy) as refused:
+        import_model(found, rows, **once)  # type: ignore[arg-type]
+    assert "hold={'steps': value}" in str(refused.value)
+    assert "hold={'x'" not in str(refused.value)
+    del rows["rate"]
+    assert import_model(found, rows, hold={"rate": np.float32(16)}, **once).graph.inputs == ("x",)  # type: ignore[arg-type]
+
+
 def test_a_choice_in_a_loop_is_refused_once() -> None:
     text = LOOPS["an If on data"][0].replace("b2 = Tanh(e)", "b2 = ReduceSum(e)")
     with pytest.raises(UnsupportedOperatorError) as refused:
