@@ -214,7 +214,9 @@ def _refuse_unknown(model: ModelProto, title: str) -> None:
         unknown[f"{node.domain}::{node.op_type}" if node.domain else node.op_type] = node.name
     if unknown:
         listed = ", ".join(f"{operator} ({name})" for operator, name in unknown.items())
-        raise ModelError(f"{title} uses TensorFlow operators that have no counterpart in ONNX: {listed}.")
+        raise ModelError(
+            f"{title} uses TensorFlow operators that have no counterpart in ONNX: {listed}; compute them with others."
+        )
 
 
 def _complete(model: ModelProto, frozen: Frozen, shapes: Sequence[Sequence[int | None]]) -> None:

@@ -46,6 +46,26 @@ def _with_one(context: Any, node: Any, function: str, one_first: bool) -> Any:
     return context.make_node("Sub", operands, name=node.name, outputs=outputs, dtypes=[dtype], shapes=[shape])
 
 
+def log1p(context: Any, node: Any, name: str, args: Any) -> Any:
+    """``Log(x + 1)``."""
+    from onnx import helper
+
+    dtype, shape, outputs = context.get_dtype(node.output[0]), context.get_shape(node.output[0]), node.output
+    x = node.input[0]
+    context.remove_node(node.name)
+    one = context.make_const(f"{node.name}_one", np.ones((), helper.tensor_dtype_to_np_dtype(dtype))).output[0]
+    more = context.make_node("Add", [x, one], dtypes=[dtype], shapes=[shape]).output[0]
+    return context.make_node("Log", [more], name=node.name, outputs=outputs, dtypes=[dtype], shapes=[shape])
+
+
+def select(context: Any, node: Any, name: str, args: Any) -> Any:
+    """``Where``: tf2onnx multiplies by 0 and 1 and adds, in which a score of -1e30 drowns what it is added to."""
+    from tf2onnx.onnx_opset.controlflow import Select
+
+    node.set_attr("handles_nan", True)
+    return Select.version_9(context, node)
+
+
 def bucketize(context: Any, node: Any, name: str, args: Any) -> Any:
     """``sum_b [x >= b]`` over the boundaries b."""
     from onnx import TensorProto
@@ -70,4 +90,12 @@ def bucketize(context: Any, node: Any, name: str, args: Any) -> Any:
     )
 
 
-OPERATORS = {MARKING: marking, "Erfc": erfc, "Expm1": expm1, "Bucketize": bucketize}
+OPERATORS = {
+    MARKING: marking,
+    "Erfc": erfc,
+    "Expm1": expm1,
+    "Log1p": log1p,
+    "Select": select,
+    "SelectV2": select,
+    "Bucketize": bucketize,
+}

@@ -70,6 +70,7 @@ WRONG = {
     "transposed": (IMAGE, lambda x: keras.ops.relu(k.Conv2DTranspose(2, 3, strides=2)(x))),
     "grouped": (IMAGE, lambda x: k.Conv2D(4, 3, groups=2, activation="softsign")(x)),
     "square root and sine": ((5,), lambda x: keras.ops.sqrt(keras.ops.abs(x) + 1.0) + keras.ops.sin(x)),
+    "log of one more": ((5,), lambda x: keras.ops.log1p(keras.ops.relu(k.Dense(6)(x)))),
 }
 
 
@@ -82,6 +83,17 @@ def test_models_that_shap_gets_wrong_sum_to_delta(name: str) -> None:
     phi = DeepExplainer(model, background).shap_values(samples)
     assert phi.shape == (N, *shape, 1)
     assert gap(phi, model, samples, background) < 1e-5
+
+
+def test_a_choice_stays_one() -> None:
+    """A sum of both ways, times 0 and 1, is not the same function: a score of -1e30 drowns what it is added to."""
+    model = shared((5,), lambda x: keras.ops.where(x[:, :1] > 0, k.Dense(4)(x), k.Dense(4)(x)))
+    explainer = DeepExplainer(model, rows(5))
+    operators = [row.operator for row in explainer.rules()]
+    assert "Where" in operators
+    assert not {"Not", "Cast"}.intersection(operators)
+    samples = rows(5, n=N, seed=1)
+    assert gap(explainer.shap_values(samples), model, samples, rows(5)) < 1e-5
 
 
 def tensor(array: Any) -> torch.Tensor:
