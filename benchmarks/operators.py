@@ -54,7 +54,6 @@ REASONS = {
     "melweightmatrix": "a table of a few numbers that are no data; its edges are rounded to bins",
     "mod_float_edge_cases": "the inputs are infinite",
     "optional_get_element_optional_tensor": "the input is an optional, not a tensor",
-    "pow_types_float32_uint": "onnxruntime has no kernel for a float to the power of an unsigned integer",
     "range_float": "the shape of the output depends on data",
     "roialign_mode_max": "the largest product of an element and its weight has a rule for fixed regions only",
     "training_dropout": "random: training mode",

@@ -40,7 +40,10 @@ def power(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
             return [unless_zero(m[0], half_power(ctx, int(2 * exponent))), None]
     if not ctx.x().is_float:
         return by_players(ctx, m[0])
-    return [unless_zero(m[0], s) if s is not None else None for s in _secants(ctx)]
+    return [
+        ctx.op.cast(unless_zero(m[0], s), ctx.as_float(ctx.x(i)).dtype) if s is not None else None
+        for i, s in enumerate(_secants(ctx))
+    ]
 
 
 def _only(array: Array | None) -> float | None:
@@ -118,6 +121,4 @@ def _secants(ctx: Context) -> list[Value | None]:
         y_a, y_b = ctx.forward(a, ctx.x0(1)), ctx.forward(a0, ctx.x(1))
         s_a = any_power(a, a0, ctx.y(), y_b, b) * 0.5 + any_power(a, a0, y_a, ctx.y0(), b0) * 0.5
         s_b = any_exponent(b, b0, ctx.y(), y_a, a) * 0.5 + any_exponent(b, b0, y_b, ctx.y0(), a0) * 0.5
-    if s_b is not None:
-        s_b = op.cast(s_b, ctx.x(1).dtype if ctx.x(1).is_float else op.dtype)
     return [s_a, s_b]

@@ -48,7 +48,9 @@ def by_players(ctx: Context, m: Value, derivatives: Mapping[int, Value] | None =
 
     result: list[Value | None] = [None] * ctx.n_inputs
     for i, phi in shapley_values(f, players).items():
-        result[i] = m * quotient(phi, _delta(ctx, i), (derivatives or {}).get(i))
+        delta = _delta(ctx, i)  # the exponent of Pow may be of another dtype than the power
+        phi, m_y = (ctx.op.cast(value, delta.dtype) for value in (phi, m))
+        result[i] = m_y * quotient(phi, delta, (derivatives or {}).get(i))
     return result
 
 

@@ -161,6 +161,8 @@ class Emitter:
             inputs = self._unexpanded(inputs)
         if not domain and op_type == "Mul":
             inputs = self._regrouped(inputs)
+        if not domain and op_type == "Pow":
+            inputs = self._with_exponent(*inputs)
         key = (op_type, domain, tuple(id(v) for v in inputs), _attribute_key(attributes), outputs)
         if key not in self._known:
             folded = fold(self.opsets, op_type, domain, inputs, attributes, outputs)
@@ -207,6 +209,13 @@ class Emitter:
             results = self.node(node, [known[n] if n else None for n in node.inputs], graph)
             known |= {n: v for n, v in zip(node.outputs, results, strict=True) if n and v is not None}
         return known
+
+    def _with_exponent(self, base: Value | None, exponent: Value | None) -> list[Value | None]:
+        """The operands of a power, the exponent in a dtype for which onnxruntime has a kernel."""
+        if exponent is not None and exponent.dtype.kind in "iu" and exponent.dtype not in (np.int32, np.int64):
+            wider = {np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.float64}
+            exponent = self.cast(exponent, wider.get(exponent.dtype, np.int32))
+        return [base, exponent]
 
     def _unexpanded(self, inputs: Sequence[Value | None]) -> list[Value | None]:
         """Operands as they were before an Expand that the operator's own broadcasting makes superfluous."""

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from deepshap_ir import DeepExplainer
 from deepshap_ir.testing import check_rule, exact_shapley
 from tests.rules.pairs import (
     Array,
@@ -138,6 +140,32 @@ def test_operands_of_different_dtypes(base: Any, exponent: Any) -> None:
     for power in (2, 3, 0):
         graph = cast_after("Pow", [np.ones((1, 4), base), np.array(power, exponent)])
         check_rule(graph, domain=whole, derivative=False, tolerance=1e-12)
+
+
+EXPONENTS = [*(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("base", ["float32", "float64", "int32", "int64"])
+def test_exponents_of_every_dtype_that_vary(base: str, exponent: str) -> None:
+    """Also where onnxruntime has no kernel for the pair."""
+    kind, other = (helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in (base, exponent))
+    x, b = helper.make_tensor_value_info("x", kind, ["N", 3]), helper.make_tensor_value_info("b", other, ["N", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    nodes = [helper.make_node("Pow", ["x", "b"], ["p"]), helper.make_node("Cast", ["p"], ["y"], to=TensorProto.FLOAT)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "pow", [x, b], [y]), opset_imports=[helper.make_opsetid("", 15)], ir_version=8
+    )
+    a, a0 = np.array([[3, 2, 1]], base), np.array([[1, 2, 4]], base)
+    b1, b0 = np.array([[2, 3, 3]], exponent), np.array([[3, 1, 3]], exponent)
+    explainer = DeepExplainer(model, {"x": a0, "b": b0})
+    of_a, of_b = (np.diagonal(phi[0]) for phi in explainer.shap_values({"x": a, "b": b1}))
+
+    def f(x: Array, y: Array) -> Array:
+        return x.astype(np.float64) ** y.astype(np.float64)
+
+    np.testing.assert_allclose(of_a, (f(a, b1) - f(a0, b1) + f(a, b0) - f(a0, b0))[0] / 2, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_b, (f(a, b1) - f(a, b0) + f(a0, b1) - f(a0, b0))[0] / 2, rtol=1e-5, atol=1e-5)
 
 
 def test_an_integer_power_is_rounded() -> None:
