@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,21 +11,16 @@ import numpy as np
 
 from deepshap_ir.converters.compare import some_rows
 from deepshap_ir.converters.registry import Conversion, Settings, comes_from
-from deepshap_ir.errors import InputError, MissingDependencyError, ModelError
+from deepshap_ir.converters.remembered import content, remembered
+from deepshap_ir.errors import InputError, MissingDependencyError
 from deepshap_ir.importing.feeds import Array, as_array, is_list, suggest
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from deepshap_ir.converters.torch_export import Exported, Observed
+    from deepshap_ir.converters.torch_export import Exported
 
 ACCEPTS = "a torch.nn.Module, or a pair (module, layer) to explain at the inputs of a layer"
-
-KEPT = 4
-"""Exports that are remembered of one module, the latest ones."""
-
-_remembered: dict[int, dict[Hashable, Exported]] = {}
-"""Of a module, by its id, for as long as it lives."""
 
 
 def takes(model: Any) -> bool:
@@ -62,33 +56,21 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     subject = Subject(module, layer, call.positional, call.keyword, call.constants, call.axes)
     observed = subject.observe(call.rows, settings.output)
     key = (_state(module), call.key(), settings.output, _name_of(module, layer), subject.floats)
-    remembered = _remembered.get(id(module), {})
-    if key in remembered:
-        conversion = _conversion(remembered[key], observed, call)
-        try:
-            conversion.check()
-        except ModelError:
-            # something has changed that the state does not show, a list that the module reads say
-            del remembered[key]
-        else:
-            return conversion
-    exported = export(observed, call.rows)
-    _remember(module, key, exported)
-    return _conversion(exported, observed, call)
 
+    def conversion(found: Exported) -> Conversion:
+        return Conversion(
+            model=found.model,
+            output=found.output,
+            at=found.at,
+            hold=call.hold,
+            constants=call.constants,
+            rows=call.rows,
+            run=observed.run,
+            axes=call.axes,
+            tolerance=observed.tolerance,
+        )
 
-def _conversion(exported: Exported, observed: Observed, call: _Call) -> Conversion:
-    return Conversion(
-        model=exported.model,
-        output=exported.output,
-        at=exported.at,
-        hold=call.hold,
-        constants=call.constants,
-        rows=call.rows,
-        run=observed.run,
-        axes=call.axes,
-        tolerance=observed.tolerance,
-    )
+    return remembered(module, key, lambda: export(observed, call.rows), conversion)
 
 
 @dataclass(frozen=True)
@@ -268,14 +250,4 @@ def _state(module: nn.Module) -> Hashable:
 def _content(value: Any) -> Hashable:
     if not _is_data(value):
         return repr(value)
-    array = as_array(value)
-    return str(array.dtype), array.shape, array.tobytes()
-
-
-def _remember(module: nn.Module, key: Hashable, exported: Exported) -> None:
-    if id(module) not in _remembered:
-        weakref.finalize(module, _remembered.pop, id(module), None)
-    kept = _remembered.setdefault(id(module), {})
-    kept[key] = exported
-    while len(kept) > KEPT:
-        del kept[next(iter(kept))]
+    return content([as_array(value)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepshap_ir import DeepExplainer, InputError, MissingDependencyError, ModelError
-from deepshap_ir.converters import pytorch, torch_export
+from deepshap_ir.converters import pytorch, remembered, torch_export
 from tests.converters.modules import B, N, Net, delta, dense, mlp, rows, total
 
 
@@ -129,10 +129,10 @@ def test_conversions_are_remembered_until_the_module_changes(monkeypatch: pytest
     factor[0] = 3.0  # is no attribute
     explain(1)
     key = id(module)
-    assert 1 < len(pytorch._remembered[key]) <= pytorch.KEPT
+    assert 1 < len(remembered._remembered[key]) <= remembered.KEPT
     module = mlp()
     gc.collect()
-    assert key not in pytorch._remembered
+    assert key not in remembered._remembered
 
 
 def test_wrapped_modules_are_their_modules(explained: tuple[nn.Sequential, Tensor, DeepExplainer]) -> None:
