@@ -59,6 +59,8 @@ def build_graph(
 ) -> Graph:
     """Keep the nodes between `inputs` and `outputs`; what does not depend on the inputs becomes a constant.
 
+    So does what has no elements, the past of an empty cache say.
+
     Parameters
     ----------
     values : all values of `model` in one run, from `trace`.
@@ -77,21 +79,38 @@ def build_graph(
             shapes[name] = value.shape
             dtypes[name] = value.dtype
 
+    def fix(name: str, value: Any) -> None:
+        constants[name] = value
+        note(name, value)
+
+    empty = {}  # what stands for inputs without elements where they are read
     for name in inputs:
         note(name, values[name])
+        if _is_empty(values[name]):
+            empty[name] = fresh(f"{name}__empty", taken)
+            fix(empty[name], values[name])
     for proto in model.graph.node:
         if not any(name in reached for name in proto.output):
             continue
+        made = [name for name in proto.output if name]
+        if all(_is_empty(values[name]) and name not in outputs for name in made):
+            for name in made:
+                fix(name, values[name])
+            continue
         node = _node(proto, reached, opsets, values)
+        node = replace(node, inputs=tuple(empty.get(name, name) for name in node.inputs))
         for name in node.reads:
-            if not found.depends([name]):
-                constants[name] = values[name]
-                note(name, values[name])
+            if name not in constants and not found.depends([name]):
+                fix(name, values[name])
         renamed = {name: fresh(f"{name}__unread", taken) for name in node.outputs if name and not found.depends([name])}
         for name in filter(None, node.outputs):
             note(renamed.get(name, name), values[name])
         nodes.append(replace(node, outputs=tuple(renamed.get(name, name) for name in node.outputs)))
     return Graph(tuple(inputs), tuple(outputs), tuple(nodes), constants, shapes, dtypes, dict(batch_axes), opsets)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.size == 0
 
 
 def _node(proto: NodeProto, reached: set[str], opsets: Mapping[str, int], values: Mapping[str, Any]) -> Node:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deepshap_ir import DeepExplainer
 from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.importer import import_model
 from deepshap_ir.importing.runner import Runner
@@ -58,6 +59,19 @@ def test_what_only_shapes_decide_is_constant() -> None:
     imported = import_model(parsed(body), data(3, 4))
     assert operators(imported) == ["Sum"]
     np.testing.assert_array_equal(imported.graph.constants["e"], [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_what_has_no_elements_is_constant(length: int) -> None:
+    """The past of a cache, of which there is none at first."""
+    body = """{ k = Concat<axis=1>(past, x) pt = Transpose<perm=[0,2,1]>(past) xt = Transpose<perm=[0,2,1]>(x)
+        s0 = MatMul(x, pt) s1 = MatMul(x, xt) s = Concat<axis=2>(s0, s1) p = Softmax(s) o = MatMul(p, k)
+        z = ReduceMean<keepdims=0>(o, one) sum = ReduceSum<keepdims=0>(past, one) y = Add(z, sum) }"""
+    model = parsed(body, "(float[N,3,4] x, float[N,P,4] past) => (float[N,4] y) <int64[1] one = {1}>")
+    samples, background = ([data(3, 3, 4, seed=k), data(3, length, 4, seed=k + 1)] for k in (0, 2))
+    phi = DeepExplainer(model, background).shap_values(samples)
+    assert phi[1].shape == (3, length, 4, 4)
+    assert operators(import_model(model, background)).count("Transpose") == (2 if length else 1)
 
 
 def test_fixed_and_wrong_declarations() -> None:
