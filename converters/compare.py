@@ -11,7 +11,7 @@ from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.feeds import Array, InputSpec, rows, take
 from deepshap_ir.importing.half import has_half, raise_half
 from deepshap_ir.importing.runner import Runner
-from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE
+from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE, floor
 
 __all__ = ["HALF_TOLERANCE", "TOLERANCE", "compare", "some_rows"]
 
@@ -133,7 +133,7 @@ def _check(
         with np.errstate(invalid="ignore"):
             same = (a == b) | (np.isnan(a) & np.isnan(b))
             difference = np.where(same, 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
-        allowed = tolerance * largest[name]
+        allowed = max(tolerance * largest[name], floor(mine.dtype, their.dtype))
         if np.max(difference, initial=0.0) > allowed:
             at = np.unravel_index(int(np.argmax(difference)), difference.shape)
             raise ModelError(

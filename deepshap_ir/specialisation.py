@@ -27,6 +27,7 @@ from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.hypothetical import check_one_hot, example_axes
 from deepshap_ir.importing.feeds import columns
 from deepshap_ir.importing.importer import Imported, import_model
+from deepshap_ir.importing.verify import floor
 from deepshap_ir.joins.canonical import FIRST, PASSES, Pass, canonicalise
 from deepshap_ir.joins.pooling import pool_first
 from deepshap_ir.logits import before_squashing
@@ -193,9 +194,10 @@ class Specialisation:
         found = attributions(wanted)
         if not found.finite().all():
             self._refuse_non_finite(samples, references, int(np.argmin(found.finite())))
-        if request.check and (found.gap() > TOLERANCE * found.scale()).any():
+        least = floor(self.graph.dtypes[self.imported.output])
+        if request.check and (found.gap() > np.maximum(TOLERANCE * found.scale(), least)).any():
             found = found if wanted["details"] else attributions({**wanted, "details": True})
-            if (found.gap() > TOLERANCE * found.scale()).any():
+            if (found.gap() > np.maximum(TOLERANCE * found.scale(), least)).any():
                 ledger = self.ledger(samples, n, references)
                 gap, scale = found.gap(), found.scale()
                 raise AdditivityError(describe_leaks(gap, scale, found.output, self.graph, ledger, self.setup.resolver))

@@ -123,6 +123,21 @@ def test_a_model_frozen_at_one_batch_size_is_seen() -> None:
         )
 
 
+@pytest.mark.parametrize("size", [1e-36, 1e-40])
+def test_what_is_flushed_to_zero_is_no_other_function(size: float) -> None:
+    same = parsed("{ y = Identity(x) }")
+    small = {"x": (1 + data(3, 4) ** 2) * np.float32(size)}
+
+    def flushed(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": arrays["x"] * 0}
+
+    if size < 1e-38:
+        compare.compare(same, flushed, small, {"x": 0})
+    else:
+        with pytest.raises(ModelError, match="the converted model is another function"):
+            compare.compare(same, flushed, small, {"x": 0})
+
+
 def test_a_model_for_one_row_is_compared_row_by_row() -> None:
     one = parsed("<int64[2] s = {1, 4}> { y = Reshape(x, s) }", "(float[1,4] x) => (float[1,4] y)")
     calls = []

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from deepshap_ir import DeepExplainer, InputError, ModelError
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.graph import Graph
-from deepshap_ir.importing import importer
+from deepshap_ir.importing import importer, verify
 from deepshap_ir.importing.importer import Pass, import_model
 from deepshap_ir.specialisation import rewrite
 from tests.onnx_text import data, parsed
@@ -105,6 +105,39 @@ def test_a_pass_that_changes_the_function_is_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importer, "PASSES", [])
     with pytest.raises(ModelError, match="not the model"):
         import_model(model, data(3, 4), keep=["h"], rewrite=wrong)
+
+
+@pytest.mark.parametrize(("size", "fine"), [(1e-36, False), (1e-38, True), (1e-41, True)])
+def test_what_is_below_the_smallest_normal_numbers_is_equal(
+    size: float, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that is off by a half, as if it kept no digits of such numbers."""
+    model = parsed("{ y = Mul(x, c) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(size, np.float32), "c"))
+
+    def halved(graph: Graph, protected: frozenset[str]) -> Graph:
+        return replace(graph, constants={name: array / 2 for name, array in graph.constants.items()})
+
+    monkeypatch.setattr(importer, "PASSES", [halved])
+    if fine:
+        import_model(model, data(3, 4))
+    else:
+        with pytest.raises(ModelError, match=r"difference .*e-37, allowed .*e-37"):
+            import_model(model, data(3, 4))
+
+
+def test_half_precision_has_a_floor_of_a_few_last_digits() -> None:
+    assert verify.floor(np.dtype(np.float16), np.dtype(np.float32)) == 16 * 2.0**-24
+    assert verify.floor(np.dtype(np.float64)) == 16 * 2.0**-1022
+    assert verify.floor(np.dtype(np.int64), np.dtype(bool)) == 0
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-41, 1e-43])
+def test_outputs_of_few_digits_are_explained(size: float) -> None:
+    model = parsed("{ p = Softmax(x) \n y = Mul(p, c) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(size, np.float32), "c"))
+    phi = DeepExplainer(model, data(4, 4)).shap_values(data(2, 4, seed=1))
+    assert 0 < np.abs(phi).max() < size
 
 
 def test_a_squeeze_that_takes_the_batch_away_at_one_row() -> None:
