@@ -24,11 +24,18 @@ TINY = 1e-30
 
 @rule("Softmax", "deepshap_ir::Softmax")
 def softmax(ctx: Context, m: Sequence[Value]) -> Value:
-    """``L m - L <L, m> / sum L``."""
-    op, axis = ctx.op, _axis(ctx)
+    """``L m - L <L, m> / sum L``; in rows masked as a whole at one point alone, shared by the scores that jump.
+
+    All scores fall there by the same large number, which changes nothing but what float32 makes of the others.
+    """
+    op, axis, highest = ctx.op, _axis(ctx), ctx.attribute("highest", None)
     means, total = _means(op.LogSoftmax(ctx.x(), axis=axis), op.LogSoftmax(ctx.x0(), axis=axis), [axis])
     weighted = means * m[0]
-    return weighted - means * (op.ReduceSum(weighted, [axis]) / total)
+    multipliers: Value = weighted - means * (op.ReduceSum(weighted, [axis]) / total)
+    if highest is None:
+        return multipliers
+    masked, masked0 = (op.ReduceMax(x, [axis]) < highest for x in (ctx.x(), ctx.x0()))
+    return op.Where(op.Equal(masked, masked0), multipliers, _jumping(ctx, m[0]))
 
 
 @rule("LogSoftmax", "deepshap_ir::LogSoftmax")
@@ -45,11 +52,16 @@ def log_softmax(ctx: Context, m: Sequence[Value]) -> Value:
 @rule("deepshap_ir::AllMasked")
 def all_masked(ctx: Context, m: Sequence[Value]) -> Value:
     """Where a row of scores becomes masked as a whole, or stops to be: shared by those that were masked, or are now."""
+    return _jumping(ctx, m[0])
+
+
+def _jumping(ctx: Context, m: Value) -> Value:
+    """The change, in equal shares of the scores that jump over the attribute `highest`."""
     op, axis = ctx.op, _axis(ctx)
     delta = ctx.delta_x()
     jumps = abs(delta) > abs(ctx.attribute("highest"))  # NaN, of what is -inf in both, is none
     none = op.constant(0.0, delta.dtype)
-    total = op.ReduceSum(m[0] * op.cast(ctx.delta_y(), delta.dtype), [axis])
+    total = op.ReduceSum(m * op.cast(ctx.delta_y(), delta.dtype), [axis])
     count = op.Max(op.ReduceSum(op.cast(jumps, delta.dtype), [axis]), op.constant(1.0, delta.dtype))
     multipliers: Value = op.Where(jumps, total / (count * delta), none)
     return multipliers

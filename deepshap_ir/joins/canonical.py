@@ -11,7 +11,7 @@ import numpy as np
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.importing.trace import tidy
 from deepshap_ir.joins.exponentials import EXPONENTIALS
-from deepshap_ir.joins.masks import finite_masks
+from deepshap_ir.joins.masks import finite_masks, low_masks
 from deepshap_ir.joins.norms import NORMS
 from deepshap_ir.joins.own_size import OWN_SIZE
 from deepshap_ir.joins.product_trees import join_products, square
@@ -81,6 +81,7 @@ PASSES: list[Pass] = [
     join_equal,
     patterns(*WINDOWS, *EXPONENTIALS),
     finite_masks,
+    low_masks,
     patterns(*NORMS),
     patterns(*OWN_SIZE),
     join_products,

@@ -1,4 +1,7 @@
-"""Masks made of data: minus infinity on the way to a softmax is a large finite number, which has a delta."""
+"""Masks made of data: minus infinity on the way to a softmax is a large finite number, which has a delta.
+
+Large finite numbers are masks too, in rows of which a softmax is uniform where everything is masked.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +46,57 @@ def finite_masks(graph: Graph, keep: Collection[str]) -> Graph:
     what it is: a row of a softmax in which everything is masked is NaN, for which the model may look (IsNaN of the
     softmax, or scores compared with -inf), and a masked LogSoftmax is -inf.
     """
-    masks = _masks(graph, keep)
+    masks = _masks(graph, keep, _infinite, SOFTMAXES)
     if not masks:
         return graph
     changed = _Masked.of(graph, masks, keep)
     return Rewriter(graph, keep).run([changed.mask, changed.softmax, changed.is_nan, changed.compared])
 
 
-def _masks(graph: Graph, keep: Collection[str]) -> set[str]:
-    """The outputs of Where nodes with a constant that holds -inf which go to softmaxes alone."""
+def low_masks(graph: Graph, keep: Collection[str]) -> Graph:
+    """Where a choice between scores and a large finite number has no other way than to a softmax, put `LOW` for less.
+
+    ``-1e30``, or the lowest float, has a delta that float32 cannot hold beside others. The softmax knows that its rows
+    may be masked as a whole, and become uniform by scores that all fall by the same: what jumps shares the change.
+    """
+    masks = _masks(graph, keep, _low, ("Softmax",))
+    if not masks:
+        return graph
+    scores = set(masks)
+    for node in graph.nodes:
+        if node.operator in MASKED and any(name in scores for name in node.inputs):
+            scores.update(node.outputs)
+
+    def mask(graph: Rewriter, node: Node) -> list[Node] | None:
+        lowest = [name for name in node.inputs[1:] if _lowest(graph.graph, name) < LOW]
+        if node.outputs[0] not in masks or not lowest:
+            return None
+        arrays = {name: graph.graph.constants[name] for name in lowest}
+        limited = {
+            name: graph.constant(np.maximum(a, a.dtype.type(LOW)), f"{node.outputs[0]}/limited_{i}")
+            for i, (name, a) in enumerate(arrays.items())
+        }
+        return [replace(node, inputs=tuple(limited.get(name, name) for name in node.inputs))]
+
+    def softmax(graph: Rewriter, node: Node) -> list[Node] | None:
+        if node.operator != "Softmax" or node.inputs[0] not in scores:
+            return None
+        axis = node.attributes.get("axis", -1)
+        body = _program(graph, node.inputs[0], lambda x: x.op.Softmax(x, axis=axis))
+        attributes = {**node.attributes, "highest": HIGHEST, "body": body}
+        return [replace(node, attributes=attributes, domain=INTERNAL, version=1)]
+
+    return Rewriter(graph, keep).run([mask, softmax])
+
+
+def _masks(
+    graph: Graph, keep: Collection[str], masking: Callable[[Graph, str], bool], softmaxes: Collection[str]
+) -> set[str]:
+    """The outputs of Where nodes with a constant that is `masking` which go to softmaxes alone."""
     elsewhere = set(keep)
     masks: set[str] = set()
     for node in reversed(graph.nodes):
-        end = node.operator in SOFTMAXES or _compares(graph, node)
+        end = node.operator in softmaxes or (masking is _infinite and _compares(graph, node))
         hidden = not end and any(name in elsewhere for name in node.outputs)
         allowed = None if end else MASKED.get(node.operator, ())
         for position, name in enumerate(node.inputs):
@@ -63,7 +104,7 @@ def _masks(graph: Graph, keep: Collection[str]) -> set[str]:
                 elsewhere.add(name)
         elsewhere.update(node.captures)
         if node.operator == "Where" and not hidden and node.inputs[0] not in graph.constants:
-            masks.update(node.outputs if any(_infinite(graph, name) for name in node.inputs[1:]) else ())
+            masks.update(node.outputs if any(masking(graph, name) for name in node.inputs[1:]) else ())
     return masks
 
 
@@ -77,6 +118,15 @@ def _compares(graph: Graph, node: Node) -> bool:
 def _infinite(graph: Graph, name: str) -> bool:
     array = graph.constants.get(name)
     return array is not None and array.dtype.kind == "f" and bool(np.isneginf(array).any())
+
+
+def _low(graph: Graph, name: str) -> bool:
+    return -np.inf < _lowest(graph, name) < HIGHEST
+
+
+def _lowest(graph: Graph, name: str) -> float:
+    array = graph.constants.get(name)
+    return float(array.min()) if array is not None and array.dtype.kind == "f" and array.size else 0.0
 
 
 @dataclass(frozen=True)

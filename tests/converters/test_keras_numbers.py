@@ -227,6 +227,19 @@ def test_an_lstm_on_padded_sequences_of_words() -> None:
     assert gap(DeepExplainer(model, words).shap_values(samples), model, samples, words) < 1e-5
 
 
+def test_attention_over_padded_words() -> None:
+    """Keras masks padded queries as a whole, with 0.7 times the lowest float: their rows of the softmax are uniform."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((6,), dtype="int32")
+    embedded = k.Embedding(10, 4, mask_zero=True)(words)
+    attended = k.MultiHeadAttention(2, 2)(embedded, embedded, use_causal_mask=True)
+    model = keras.Model(words, k.Dense(2)(k.GlobalAveragePooling1D()(attended + embedded)))
+    ids = np.random.default_rng(0).integers(1, 10, (8, 6))
+    ids[1, 4:] = ids[6, 3:] = ids[7, :2] = 0
+    phi = DeepExplainer(model, ids[:5]).shap_values(ids[5:])
+    assert gap(phi, model, ids[5:], ids[:5]) < 1e-5
+
+
 def test_calls_and_fits_go_on_after_an_explanation() -> None:
     keras.utils.set_random_seed(0)
     model = stack((4,), k.Dense(5, activation="relu"), k.Dense(1))

@@ -68,6 +68,21 @@ def test_all_masked_is_not_a_number_as_in_the_file(form: str) -> None:
         e.shap_values(np.array([[1, 2, 3, 0, 0], [0, 0, 0, 0, 0]]))
 
 
+@pytest.mark.parametrize("low", [-1e9, -3.4e38])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_masked_by_a_large_number_are_uniform_where_all_is_masked(form: str, low: float) -> None:
+    """The scores that jump share the change, which a large number for all of them would round away."""
+    x0 = np.array([[8, 2, 0, 0, 0], [0, 0, 0, 0, 0], [3, 3, 1, 1, 2]])
+    x = np.array([[0, 0, 0, 0, 0], [1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+    model = attention(form, low)
+    phi = DeepExplainer(model, x0).shap_values(x)
+    delta = Runner(model).run({"x": x})["y"] - Runner(model).run({"x": x0})["y"].mean(0)
+    np.testing.assert_allclose(phi.sum(1), delta, atol=1e-5)
+    assert np.abs(phi).max() < 10 * np.abs(delta).max()
+    exact = DeepExplainer(model, x0, precision="float64").shap_values(x)
+    np.testing.assert_allclose(phi, exact, atol=1e-5)
+
+
 GUARDS = {
     "IsNaN": "g = IsNaN(q) \n p = Where(g, none, q)",
     "compared": "g = Equal(m, low) \n f = Cast<to = 1>(g) \n r = ReduceMin(f, last) \n d = Cast<to = 9>(r)"
