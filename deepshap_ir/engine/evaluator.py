@@ -25,8 +25,9 @@ from deepshap_ir.engine.pieces import Pieces, Result, Submit, cut, given, in_ord
 from deepshap_ir.engine.program import Plan, Program, nbytes
 from deepshap_ir.engine.seeds import GivenSeeds, Seeds
 from deepshap_ir.engine.value import BACKGROUND, OUTPUT, SAMPLE, Value
-from deepshap_ir.errors import InputError
+from deepshap_ir.errors import DeepShapError, InputError, ModelError
 from deepshap_ir.graph import Array
+from deepshap_ir.importing.runner import one_line
 
 Tensors = dict[str, Any]
 """Name -> array, in whatever form the backend keeps it."""
@@ -34,6 +35,13 @@ OwnReferences = Callable[[int], Mapping[str, Array]]
 """A sample's position -> its own references, input name -> ``[B, *shape]``."""
 
 SHOW_PROGRESS_AFTER = 2.0
+
+FAILS = {
+    "background": "the model does not run on the references: ",
+    "sample": "the model does not run on the samples: ",
+    "explain": "the program of the multipliers does not run: ",
+}
+"""What a failure of each program means."""
 
 
 @dataclass
@@ -172,6 +180,10 @@ class Evaluator:
         ----------
         sizes : axis -> length here.
         usual : the pieces of this work.
+
+        Raises
+        ------
+        ModelError : the program fails on these data, an index beyond its table say.
         """
         program: Program = self.plan.programs()[stage]
         values = {name: self.backend.put(a) if isinstance(a, np.ndarray) else a for name, a in feeds.items()}
@@ -182,7 +194,12 @@ class Evaluator:
         fed |= {dimension(a): self.backend.put(np.array([sizes[a]], np.int64)) for a in program.dimensions}
         names = [o.name for o in program.model.graph.output]
         odd = usual is not None and any(sizes[axis] != usual.sizes[axis] for axis in sizes)
-        found = self.backend.run(session, names, fed, odd)
+        try:
+            found = self.backend.run(session, names, fed, odd)
+        except (DeepShapError, MemoryError):
+            raise
+        except Exception as error:  # onnx.reference and custom operators raise whatever they like
+            raise ModelError(FAILS[stage] + one_line(error)) from error
         return values | {v.name: array for v, array in zip(program.outputs, found, strict=True)}
 
 

@@ -310,6 +310,15 @@ def test_the_backends_agree() -> None:
 # --- backends
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "reference"])
+def test_data_on_which_the_model_does_not_run(backend: str) -> None:
+    body = "{ table = Constant<value_floats=[1.0,2.0,3.0]>() e = Gather(table, x) y = Tanh(e) }"
+    model = parsed(body, "(int64[N,2] x) => (float[N,2] y)")
+    explainer = DeepExplainer(model, np.array([[0, 1]]), backend=backend)
+    with pytest.raises(ModelError, match=r"the model does not run on the samples: .*out of.*bounds"):
+        explainer.shap_values(np.array([[0, 1], [7, 2]]))
+
+
 def test_a_missing_provider_is_said() -> None:
     with pytest.raises(
         InputError, match=r"no provider \['CUDAExecutionProvider'\]; it has \[.*pip install onnxruntime-gpu"
