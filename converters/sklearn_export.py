@@ -59,11 +59,10 @@ def _converted(estimator: Any, method: str, table: Table, double: bool) -> Model
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 
+    from deepshap_ir.converters.sklearn_columns import column_converters
     from deepshap_ir.converters.sklearn_trees import tree_converters
 
     _register(estimator)
-    while hasattr(estimator, "best_estimator_"):  # a search, of which skl2onnx reads no options
-        estimator = estimator.best_estimator_
     while hasattr(estimator, "best_estimator_"):  # a search, of which skl2onnx reads no options
         estimator = estimator.best_estimator_
     number = DoubleTensorType if double else FloatTensorType
@@ -90,7 +89,7 @@ def _converted(estimator: Any, method: str, table: Table, double: bool) -> Model
             initial_types=initial,
             options=options,
             target_opset={"": min(OPSET, newest_opset()), "ai.onnx.ml": ML_OPSET},
-            custom_conversion_functions=tree_converters(),
+            custom_conversion_functions=tree_converters() | column_converters(),
         )
     except Exception as error:  # its converters raise whatever they like
         raise Unconverted(one_line(error)) from error

@@ -287,6 +287,36 @@ def test_numbers_that_float32_puts_on_the_other_side() -> None:
     check(line, x[:20], x[30:34], tolerance=1e-9)
 
 
+COLUMNS: dict[str, Any] = {
+    "bins, one-hot": preprocessing.KBinsDiscretizer([2, 3, 4]),
+    "bins, dense": preprocessing.KBinsDiscretizer(3, encode="onehot-dense", strategy="uniform"),
+    "bins, ordinal": preprocessing.KBinsDiscretizer(4, encode="ordinal", strategy="kmeans"),
+    "quantiles": preprocessing.QuantileTransformer(n_quantiles=7),
+    "all quantiles": preprocessing.QuantileTransformer(n_quantiles=60),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Feature|.*Bins")
+@pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_in_bins_and_quantiles(name: str, double: bool) -> None:
+    """On edges, beyond the range, and where many numbers are equal; each column gets what its own function gives."""
+    rng = np.random.default_rng(0)
+    table = np.stack([rng.normal(size=60), rng.integers(0, 4, 60), np.full(60, 3.0)], axis=-1)
+    if "quantiles" in name:
+        table[:30, 0] = table[:30, 0].min()
+    table = table.astype(np.float64 if double else np.float32)
+    model = make_pipeline(COLUMNS[name], linear_model.Ridge()).fit(table, table.sum(1) + table[:, 1] ** 2)
+    low, high = table.min(0), table.max(0)
+    background, samples = table[20:], np.concatenate([table[:8], np.stack([low, high, low - 1, high + 1])])
+    phi = check(model, background, samples)[:, :, 0]
+    for column in range(3):
+        moved = np.repeat(background[None], len(samples), 0)
+        moved[:, :, column] = samples[:, None, column]
+        outputs = model.predict(moved.reshape(-1, 3)).reshape(len(samples), -1)
+        np.testing.assert_allclose(phi[:, column], outputs.mean(1) - model.predict(background).mean(), atol=1e-5)
+
+
 def test_what_skl2onnx_gets_wrong_or_does_not_know() -> None:
     x, y = data(load_breast_cancer)
     with pytest.raises(ModelError, match=r"writes LinearDiscriminantAnalysis as another function.*\d in ONNX and"):
