@@ -11,7 +11,7 @@ from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.feeds import Array, InputSpec, rows, take
 from deepshap_ir.importing.half import has_half, raise_half
 from deepshap_ir.importing.runner import Runner
-from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE, floor
+from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE, find_gap, scale
 
 __all__ = ["HALF_TOLERANCE", "TOLERANCE", "compare", "some_rows"]
 
@@ -87,14 +87,10 @@ def compare(
             if size == pieces[-1][0]:
                 raise
     # of all rows: that of one row may be next to nothing
-    largest = {name: max(_largest(theirs[name]) for *_, theirs in found) for name in found[0][2]}
+    largest = {name: scale([theirs[name] for *_, theirs in found]) for name in found[0][2]}
     for size, feeds, theirs in found:
         where = f"on {size} background row{'s' * (size > 1)}"
         _check(_run(runner, model, feeds), theirs, where, tolerance, largest)
-
-
-def _largest(array: Array) -> float:
-    return float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
 
 
 def _specs(arrays: Mapping[str, Array], axes: Mapping[str, int | None]) -> list[InputSpec]:
@@ -129,15 +125,10 @@ def _check(
                 f"the converted model is another function: {name!r} has shape {list(mine.shape)} in ONNX and "
                 f"{list(their.shape)} in the original {where}."
             )
-        a, b = mine.astype(np.float64), their.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            same = (a == b) | (np.isnan(a) & np.isnan(b))
-            difference = np.where(same, 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
-        allowed = max(tolerance * largest[name], floor(mine.dtype, their.dtype))
-        if np.max(difference, initial=0.0) > allowed:
-            at = np.unravel_index(int(np.argmax(difference)), difference.shape)
+        gap = find_gap([mine], [their], tolerance * largest[name])
+        if gap is not None:
             raise ModelError(
-                f"the converted model is another function: {name!r} at {[int(i) for i in at]} is {a[at]:.7g} in ONNX "
-                f"and {b[at]:.7g} in the original {where} (difference {difference[at]:.3g}, allowed {allowed:.3g}). "
-                f"Does the model choose its way by the values of its inputs, or draw random numbers?"
+                f"the converted model is another function: {name!r} at {gap.at} is {gap.ours:.7g} in ONNX and "
+                f"{gap.theirs:.7g} in the original {where} ({gap}). Does the model choose its way by the values "
+                f"of its inputs, or draw random numbers?"
             )

@@ -117,14 +117,15 @@ def verify(
         try:
             _compare_alone(original, labels, ours, theirs)
         except ModelError:
-            largest, scale = _largest([_difference(a, b) for a, b in zip(ours, theirs, strict=True)])[1], _scale(theirs)
-            exact = _in_float64(plain, rows) if plain is not None and largest <= KERNEL_TOLERANCE * scale else None
-            if exact is None:
+            near = find_gap(ours, theirs, KERNEL_TOLERANCE * scale(theirs)) is None
+            exact = _in_float64(plain, rows) if plain is not None and near else None
+            gap = find_gap(ours, theirs, 0.0)
+            if exact is None or gap is None:
                 raise
             _compare_alone(original, labels, ours, exact)
             warnings.append(
-                f"onnxruntime's result for the file is off by {largest / scale:.1e}, as its kernels round; the program "
-                f"was compared with the file's operators in float64"
+                f"onnxruntime's result for the file is off by {gap.size / scale(theirs):.1e}, as its kernels round; "
+                f"the program was compared with the file's operators in float64"
             )
         ours = theirs
     if original.batch == 1 or all(spec.batch_axis is None for spec in original.specs):
@@ -196,10 +197,43 @@ def _run(runner: Runner, original: Original, feeds: Mapping[str, Array], size: i
     return np.asarray(runner.run(original.feeds(feeds, size), [original.output])[original.output])
 
 
-def _largest(differences: Sequence[Array]) -> tuple[int, float]:
-    sizes = [float(np.max(difference, initial=0.0)) for difference in differences]
-    worst = int(np.argmax(sizes))
-    return worst, sizes[worst]
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference between two lists of arrays: in which pair, at which element, and how large it may be."""
+
+    which: int
+    at: list[int]
+    ours: float
+    theirs: float
+    size: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return f"difference {self.size:.3g}, allowed {self.allowed:.3g}"
+
+
+def find_gap(ours: Sequence[Array], theirs: Sequence[Array], allowed: float) -> Gap | None:
+    """Return the largest difference between arrays of the same shapes, None where it is within what is allowed.
+
+    Parameters
+    ----------
+    allowed : at least; see `floor`.
+    """
+    differences = [_difference(a, b) for a, b in zip(ours, theirs, strict=True)]
+    which = int(np.argmax([np.max(difference, initial=0.0) for difference in differences]))
+    mine, other = ours[which], theirs[which]
+    allowed = max(allowed, floor(mine.dtype, other.dtype))
+    size = float(np.max(differences[which], initial=0.0))
+    if size <= allowed:
+        return None
+    at = np.unravel_index(int(np.argmax(differences[which])), mine.shape)
+    return Gap(which, [int(i) for i in at], float(mine[at]), float(other[at]), size, allowed)
+
+
+def scale(values: Sequence[Array]) -> float:
+    """Return the largest finite magnitude, 0 where there is none."""
+    finite = [np.abs(value[np.isfinite(value)]) for value in (np.asarray(v, np.float64) for v in values)]
+    return max((float(np.max(value, initial=0.0)) for value in finite), default=0.0)
 
 
 def _difference(ours: Array, theirs: Array) -> Array:
@@ -210,11 +244,6 @@ def _difference(ours: Array, theirs: Array) -> Array:
         return np.where(same, 0.0, np.nan_to_num(np.abs(ours - theirs), nan=np.inf))
 
 
-def _scale(values: Sequence[Array]) -> float:
-    finite = [np.abs(value[np.isfinite(value)]) for value in (np.asarray(v, np.float64) for v in values)]
-    return max((float(np.max(value, initial=0.0)) for value in finite), default=0.0)
-
-
 def _compare_alone(original: Original, labels: Sequence[str], ours: Sequence[Array], theirs: Sequence[Array]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         if mine.shape != other.shape:
@@ -222,14 +251,11 @@ def _compare_alone(original: Original, labels: Sequence[str], ours: Sequence[Arr
                 f"the imported program is not the model: output {original.output!r} has shape {list(mine.shape)} "
                 f"in the program and {list(other.shape)} in the original at batch 1."
             )
-    worst, largest = _largest([_difference(a, b) for a, b in zip(ours, theirs, strict=True)])
-    allowed = max(original.tolerance * _scale(theirs), floor(ours[worst].dtype, theirs[worst].dtype))
-    if largest > allowed:
-        at = np.unravel_index(int(np.argmax(_difference(ours[worst], theirs[worst]))), ours[worst].shape)
+    gap = find_gap(ours, theirs, original.tolerance * scale(theirs))
+    if gap is not None:
         raise ModelError(
-            f"the imported program is not the model: output {original.output!r} at {[int(i) for i in at]} is "
-            f"{ours[worst][at]:.7g} in the program and {theirs[worst][at]:.7g} in the original at batch 1 "
-            f"({labels[worst]}; difference {largest:.3g}, allowed {allowed:.3g})."
+            f"the imported program is not the model: output {original.output!r} at {gap.at} is {gap.ours:.7g} in the "
+            f"program and {gap.theirs:.7g} in the original at batch 1 ({labels[gap.which]}; {gap})."
         )
 
 
@@ -263,12 +289,9 @@ def _compare_together(original: Original, labels: Sequence[str], ours: Sequence[
             f"output {original.output!r} has shape {list(shape)} for one row and {list(together.shape)} for {size} "
             f"rows. {_MIXES}"
         )
-    worst, largest = _largest([_difference(a, b) for a, b in zip(ours, theirs, strict=True)])
-    allowed = max(original.tolerance * _scale(theirs), floor(ours[worst].dtype, theirs[worst].dtype))
-    if largest > allowed:
-        at = np.unravel_index(int(np.argmax(_difference(ours[worst], theirs[worst]))), shape)
+    gap = find_gap(ours, theirs, original.tolerance * scale(theirs))
+    if gap is not None:
         raise ModelError(
-            f"output {original.output!r} at {[int(i) for i in at]} of {labels[worst]} is {ours[worst][at]:.7g} alone "
-            f"and {theirs[worst][at]:.7g} in a batch of {size} (difference {largest:.3g}, allowed {allowed:.3g}). "
-            f"{_MIXES}"
+            f"output {original.output!r} at {gap.at} of {labels[gap.which]} is {gap.ours:.7g} alone and "
+            f"{gap.theirs:.7g} in a batch of {size} ({gap}). {_MIXES}"
         )
