@@ -62,6 +62,15 @@ def describe_leaks(
             f"The rule{several} {', '.join(inexact)} {'are' if several else 'is'} not made to sum to delta: what is "
             "missing is no error, and check_additivity=False takes the attributions as they are."
         )
+    indices = [
+        output
+        for _, name in leaks
+        if name in nodes and nodes[name].op_type in ("ArgMax", "ArgMin", "TopK")
+        for output in nodes[name].outputs
+        if output and graph.dtypes[output].kind == "i"
+    ]
+    if indices:
+        lines.append(f"What indices change is left unattributed; hold={indices} keeps the sample's own.")
     lines.append("precision='float64' tells rounding from a wrong rule; check_additivity=False skips this check.")
     return "\n".join(lines)
 

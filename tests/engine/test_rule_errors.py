@@ -173,3 +173,10 @@ def test_rounding_at_an_output_that_is_0_everywhere_is_no_leak() -> None:
     for seed in range(5):
         samples, references = data(2, 2, 8, seed=seed), data(3, 2, 8, seed=100 + seed)
         DeepExplainer(model, references, precision="float64").shap_values(samples)
+
+
+@pytest.mark.parametrize("chooses", ["v, i = TopK<axis = 1>(x, k)", "i = ArgMax<axis = 1>(x)"])
+def test_what_indices_change_is_called_that(chooses: str) -> None:
+    choose = f"k = Constant<value_ints = [1]>() {chooses} e = Exp(x) y = GatherElements<axis = 1>(e, i)"
+    with pytest.raises(AdditivityError, match=r"What indices change is left unattributed; hold=\['i'\] keeps"):
+        explain(f"{{ {choose} }}", {})
