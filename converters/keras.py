@@ -21,10 +21,11 @@ from deepshap_ir.converters.keras_calls import (
 )
 from deepshap_ir.converters.keras_pairs import between
 from deepshap_ir.converters.keras_state import precision, single_precision, state, unchanged
+from deepshap_ir.converters.needs import needed
 from deepshap_ir.converters.registry import Conversion, Settings, comes_from
-from deepshap_ir.converters.remembered import remembered
-from deepshap_ir.errors import InputError, MissingDependencyError
-from deepshap_ir.importing.feeds import Array, suggest
+from deepshap_ir.converters.remembered import remembered, shapes
+from deepshap_ir.errors import InputError
+from deepshap_ir.importing.feeds import suggest
 
 ACCEPTS = (
     "a Keras model (Keras 3 on TensorFlow or torch, tf_keras), a pair (input tensor or list of them, output tensor) "
@@ -92,9 +93,7 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
             f"the same weights."
         )
     observed = (_with_torch if kind == "torch" else _with_tensorflow)(call, axes, layer, rows, settings.output)
-    shapes = tuple((name, str(a.dtype), axes[name], _features(a, axes[name])) for name, a in rows.items())
-    key = (state(model), shapes, settings.output, id(layer) if layer is not None else None, names, id(owner))
-
+    key = (state(model), shapes(rows, axes), settings.output, id(layer), names, id(owner))
     low = precision(model)
 
     def exported() -> Any:
@@ -118,10 +117,6 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
         )
 
     return remembered(owner, key, exported, conversion)
-
-
-def _features(array: Array, axis: int | None) -> tuple[int, ...]:
-    return tuple(length for i, length in enumerate(array.shape) if i != axis)
 
 
 def _layer(model: Any, layer: Any) -> Any:
@@ -150,13 +145,9 @@ def _layer(model: Any, layer: Any) -> Any:
 
 
 def _with_tensorflow(call: Call, axes: Any, layer: Any, rows: Any, output: str | int | None) -> Any:
-    try:
+    with needed("to explain a Keras model on TensorFlow", "keras"):
         import tensorflow as tf
         import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"to explain a Keras model on TensorFlow, {error.name} is needed: pip install 'deepshap-ir[keras]'"
-        ) from error
     from deepshap_ir.converters.tensorflow_export import Subject
 
     model = call.model
@@ -222,13 +213,9 @@ def _watched(layer: Any) -> Iterator[list[Any]]:
 
 
 def _with_torch(call: Call, axes: Any, layer: Any, rows: Any, output: str | int | None) -> Any:
-    try:
+    with needed("to explain a Keras model on torch", "torch"):
         import onnxscript  # noqa: F401  (torch's exporter needs it)
         import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"to explain a Keras model on torch, {error.name} is needed: pip install 'deepshap-ir[torch]'"
-        ) from error
     from deepshap_ir.converters.torch_export import Subject
 
     class Called(torch.nn.Module):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepshap_ir.converters.compare import some_rows
+from deepshap_ir.converters.needs import needed
 from deepshap_ir.converters.registry import Conversion, Settings, comes_from
-from deepshap_ir.converters.remembered import content, remembered
-from deepshap_ir.errors import InputError, MissingDependencyError
+from deepshap_ir.converters.remembered import content, remembered, shapes
+from deepshap_ir.errors import InputError
 from deepshap_ir.importing.feeds import Array, as_array, is_list, suggest
 
 if TYPE_CHECKING:
@@ -37,13 +38,9 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     ModelError : the exporter fails.
     MissingDependencyError : torch or onnxscript is not installed.
     """
-    try:
+    with needed("to explain a torch module", "torch"):
         import onnxscript  # noqa: F401  (torch's exporter needs it)
         import torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"to explain a torch module, {error.name} is needed: pip install 'deepshap-ir[torch]'"
-        ) from error
     from deepshap_ir.converters.torch_export import Subject, export
 
     module, layer = _parts(model)
@@ -95,12 +92,8 @@ class _Call:
 
     def key(self) -> Hashable:
         """What an export depends on."""
-        inputs = tuple(
-            (name, str(a.dtype), self.axes[name], tuple(n for i, n in enumerate(a.shape) if i != self.axes[name]))
-            for name, a in self.rows.items()
-        )
         constants = tuple((name, _content(value)) for name, value in self.constants.items())
-        return inputs, self.positional, self.keyword, constants
+        return shapes(self.rows, self.axes), self.positional, self.keyword, constants
 
 
 def _is_module(model: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +29,14 @@ def content(arrays: Iterable[Array]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def shapes(rows: Mapping[str, Array], axes: Mapping[str, int | None]) -> Hashable:
+    """Return what an export depends on of rows by input name: dtypes, and shapes without the batch axis."""
+    return tuple(
+        (name, str(a.dtype), axes[name], tuple(n for i, n in enumerate(a.shape) if i != axes[name]))
+        for name, a in rows.items()
+    )
 
 
 def remembered(model: Any, key: Hashable, export: Callable[[], T], conversion: Callable[[T], Conversion]) -> Conversion:

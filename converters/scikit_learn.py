@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from deepshap_ir.converters.needs import needed
 from deepshap_ir.converters.registry import Conversion, Settings
-from deepshap_ir.errors import InputError, MissingDependencyError, ModelError
+from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.feeds import Array, as_array, columns, suggest
 from deepshap_ir.importing.runner import one_line
 
@@ -37,12 +38,8 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     ModelError : skl2onnx does not know an estimator, or writes another function than it is.
     MissingDependencyError : skl2onnx, or onnxmltools for LightGBM and XGBoost, is not installed.
     """
-    try:
+    with needed("to explain a scikit-learn estimator", "sklearn"):
         import skl2onnx  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "to explain a scikit-learn estimator, skl2onnx is needed: pip install 'deepshap-ir[sklearn]'"
-        ) from error
     from deepshap_ir.converters.sklearn_export import Unconverted, export
 
     estimator, output = (model, settings.output) if _is_estimator(model) else (model.__self__, model.__name__)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from deepshap_ir.converters.arguments import by_parameters, cast
 from deepshap_ir.converters.compare import some_rows
+from deepshap_ir.converters.needs import needed
 from deepshap_ir.converters.outputs import leaves
 from deepshap_ir.converters.registry import Conversion, Settings, comes_from
-from deepshap_ir.converters.remembered import content, remembered
+from deepshap_ir.converters.remembered import content, remembered, shapes
 from deepshap_ir.converters.restoring import kept
-from deepshap_ir.errors import InputError, MissingDependencyError
+from deepshap_ir.errors import InputError
 from deepshap_ir.importing.feeds import suggest
 
 ACCEPTS = (
@@ -47,13 +48,9 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
     ModelError : the exporter fails.
     MissingDependencyError : tensorflow or tf2onnx is not installed.
     """
-    try:
+    with needed("to explain a TensorFlow model", "keras"):
         import tensorflow as tf
         import tf2onnx  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"to explain a TensorFlow model, {error.name} is needed: pip install 'deepshap-ir[keras]'"
-        ) from error
     from deepshap_ir.converters.tensorflow_export import Subject
 
     if isinstance(model, tuple | list):
@@ -93,15 +90,8 @@ def convert(model: Any, background: Any, settings: Settings) -> Conversion:
 
     if not variables:  # what else the function reads is not known
         return conversion(observed.export(rows))
-    key = (content(v.numpy() for v in variables), _shapes(rows, axes), settings.output)
+    key = (content(v.numpy() for v in variables), shapes(rows, axes), settings.output)
     return remembered(model, key, lambda: observed.export(rows), conversion)
-
-
-def _shapes(rows: Mapping[str, Any], axes: Mapping[str, int | None]) -> Hashable:
-    return tuple(
-        (name, str(a.dtype), axes[name], tuple(n for i, n in enumerate(a.shape) if i != axes[name]))
-        for name, a in rows.items()
-    )
 
 
 def _function(model: Any) -> Any:

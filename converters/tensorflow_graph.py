@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
+from deepshap_ir.converters.needs import needed
 from deepshap_ir.converters.quiet import quiet
-from deepshap_ir.errors import MissingDependencyError, ModelError
+from deepshap_ir.errors import ModelError
 from deepshap_ir.importing.runner import one_line
 from deepshap_ir.importing.subgraphs import all_names, all_nodes, fresh, rename
 
@@ -159,12 +160,8 @@ def to_onnx(
     ModelError : an operator has no counterpart in ONNX.
     MissingDependencyError : tf2onnx is not installed.
     """
-    try:
+    with needed("to explain a TensorFlow model", "keras"):
         import tf2onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"to explain a TensorFlow model, {error.name} is needed: pip install 'deepshap-ir[keras]'"
-        ) from error
     from deepshap_ir.converters.tensorflow_operators import handlers
 
     graph, ends = _with_outputs(frozen)
