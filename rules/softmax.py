@@ -35,7 +35,9 @@ def softmax(ctx: Context, m: Sequence[Value]) -> Value:
     if highest is None:
         return multipliers
     masked, masked0 = (op.ReduceMax(x, [axis]) < highest for x in (ctx.x(), ctx.x0()))
-    return op.Where(op.Equal(masked, masked0), multipliers, _jumping(ctx, m[0]))
+    jumps = op.ReduceMax(abs(ctx.delta_x()), [axis]) > -highest
+    whole = op.And(jumps, op.Not(op.Equal(masked, masked0)))
+    return op.Where(whole, _jumping(ctx, m[0]), multipliers)
 
 
 @rule("LogSoftmax", "deepshap_ir::LogSoftmax")
@@ -63,7 +65,7 @@ def _jumping(ctx: Context, m: Value) -> Value:
     none = op.constant(0.0, delta.dtype)
     total = op.ReduceSum(m * op.cast(ctx.delta_y(), delta.dtype), [axis])
     count = op.Max(op.ReduceSum(op.cast(jumps, delta.dtype), [axis]), op.constant(1.0, delta.dtype))
-    multipliers: Value = op.Where(jumps, total / (count * delta), none)
+    multipliers: Value = op.Where(jumps, total / count / delta, none)
     return multipliers
 
 

@@ -303,6 +303,19 @@ def test_a_gap_within_the_tolerance_passes() -> None:
         )
 
 
+def test_contributions_that_are_nothing_but_rounding_do_not_pass() -> None:
+    """Where they are 1e9 times the output, the sum has no digit that is right."""
+    body = (
+        "{ axes = Constant <value_ints=[1]> () c = Constant <value = float[4] {1e9, -1e9, 1, 1}> () "
+        "a = Mul(x, c) y = ReduceSum <keepdims=1> (a, axes) }"
+    )
+    model = parsed(body, "(float[N,4] x) => (float[N,1] y)")
+    background, samples = (np.concatenate([a[:, :1], a[:, :1], a[:, 2:]], 1) for a in (BACKGROUND, SAMPLES))
+    scaled = {"Mul": lambda ctx, m: [m[0] * ctx.x(1) * (1 + 1e-7 * ctx.op.Sign(ctx.x(1))), None]}
+    with pytest.raises(AdditivityError, match="precision='float64' tells rounding"):
+        DeepExplainer(model, background, rules=scaled).shap_values(samples)
+
+
 # --- interruptions
 
 

@@ -66,6 +66,10 @@ class Layout:
         return order_of[:, :wanted]
 
 
+FORGIVEN = 100.0
+"""How often the size of the outputs goes into contributions whose rounding a check of sums forgives."""
+
+
 @dataclass(frozen=True)
 class Attributions:
     """Attributions and what they are checked against; N samples, B references, outputs as the caller asked for them.
@@ -108,11 +112,15 @@ class Attributions:
         return np.asarray(np.abs(total - (self.output - self.base)))
 
     def scale(self) -> Array:
-        """What the gap is relative to, ``[N, *outputs]``; an output that is 0 at all points has the largest's size."""
+        """What the gap is relative to, ``[N, *outputs]``; an output that is 0 at all points has the largest's size.
+
+        Where large contributions cancel, theirs, as float32 rounds them, but not beyond `FORGIVEN` times the largest
+        output: what is left of more is noise.
+        """
         scale = np.asarray(np.maximum(np.abs(self.output), self.base_magnitude))
         largest = scale.reshape(len(scale), -1).max(1, initial=0).reshape(-1, *[1] * (scale.ndim - 1))
         scale = np.where(scale == 0, largest, scale)
-        return scale if self.absolute is None else np.maximum(scale, self.absolute)
+        return scale if self.absolute is None else np.maximum(scale, np.minimum(self.absolute, FORGIVEN * largest))
 
     def finite(self) -> Array:
         """Whether all numbers of a sample are finite, ``[N]``."""

@@ -21,6 +21,9 @@ LOW = -1e9
 HIGHEST = LOW / 2
 """Scores below are masked."""
 
+LARGE = 5e3
+"""Numbers beyond are masks when they are added to scores: -1e4 is a usual one."""
+
 MASKED: dict[str, tuple[int, ...] | None] = {
     "Add": None,
     "Concat": None,
@@ -54,22 +57,25 @@ def finite_masks(graph: Graph, keep: Collection[str]) -> Graph:
 
 
 def low_masks(graph: Graph, keep: Collection[str]) -> Graph:
-    """Where a choice between scores and a large finite number has no other way than to a softmax, put `LOW` for less.
+    """Tell a softmax of scores that are masked by large finite numbers that whole rows of it may be.
 
-    ``-1e30``, or the lowest float, has a delta that float32 cannot hold beside others. The softmax knows that its rows
-    may be masked as a whole, and become uniform by scores that all fall by the same: what jumps shares the change.
+    All scores of such a row fall by the same, which makes no difference: what jumps shares the change of the softmax,
+    and float32 does not have to hold ``-1e9`` beside scores. Where a choice between scores and less than `LOW` has no
+    other way than to a softmax, that becomes `LOW`: the lowest float has a delta that overflows.
     """
-    masks = _masks(graph, keep, _low, ("Softmax",))
-    if not masks:
-        return graph
-    scores = set(masks)
+    scores: set[str] = set()
     for node in graph.nodes:
-        if node.operator in MASKED and any(name in scores for name in node.inputs):
+        masks = node.operator == "Mul" or (node.operator == "Where" and node.inputs[0] not in graph.constants)
+        masks = masks and any(_large(graph, name) for name in node.inputs)
+        if masks or (node.operator in (*MASKED, "Sub") and scores.intersection(node.inputs)):
             scores.update(node.outputs)
+    if not scores:
+        return graph
+    limited_masks = _masks(graph, keep, _low, ("Softmax",))
 
     def mask(graph: Rewriter, node: Node) -> list[Node] | None:
         lowest = [name for name in node.inputs[1:] if _lowest(graph.graph, name) < LOW]
-        if node.outputs[0] not in masks or not lowest:
+        if node.outputs[0] not in limited_masks or not lowest:
             return None
         arrays = {name: graph.graph.constants[name] for name in lowest}
         limited = {
@@ -83,7 +89,7 @@ def low_masks(graph: Graph, keep: Collection[str]) -> Graph:
             return None
         axis = node.attributes.get("axis", -1)
         body = _program(graph, node.inputs[0], lambda x: x.op.Softmax(x, axis=axis))
-        attributes = {**node.attributes, "highest": HIGHEST, "body": body}
+        attributes = {**node.attributes, "highest": -LARGE, "body": body}
         return [replace(node, attributes=attributes, domain=INTERNAL, version=1)]
 
     return Rewriter(graph, keep).run([mask, softmax])
@@ -118,6 +124,11 @@ def _compares(graph: Graph, node: Node) -> bool:
 def _infinite(graph: Graph, name: str) -> bool:
     array = graph.constants.get(name)
     return array is not None and array.dtype.kind == "f" and bool(np.isneginf(array).any())
+
+
+def _large(graph: Graph, name: str) -> bool:
+    array = graph.constants.get(name)
+    return array is not None and array.dtype.kind == "f" and bool((np.abs(array) > LARGE).any())
 
 
 def _low(graph: Graph, name: str) -> bool:

@@ -83,6 +83,24 @@ def test_rows_masked_by_a_large_number_are_uniform_where_all_is_masked(form: str
     np.testing.assert_allclose(phi, exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("low", [-1e4, -1e9, np.finfo(np.float32).min])
+def test_masks_that_are_computed(low: float) -> None:
+    """``(1 - mask) * low`` is added to the scores, or ``mask * -low`` is taken from them."""
+    mask = "f = Cast<to = 1>(pad) \n b = Mul(f, low) \n u = Unsqueeze(b, axis)"
+    x0 = np.array([[8, 2, 0, 0, 0], [0, 0, 0, 0, 0], [3, 3, 1, 1, 2]])
+    x = np.array([[0, 0, 0, 0, 0], [1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+    for sign, masked in ((1, "m = Add(s, u)"), (-1, "m = Sub(s, u)")):
+        FORMS["computed"] = (mask, masked)
+        try:
+            model = attention("computed", sign * low)
+        finally:
+            del FORMS["computed"]
+        phi = DeepExplainer(model, x0).shap_values(x)
+        delta = Runner(model).run({"x": x})["y"] - Runner(model).run({"x": x0})["y"].mean(0)
+        np.testing.assert_allclose(phi.sum(1), delta, atol=1e-5)
+        assert np.abs(phi).max() < 10 * np.abs(delta).max()
+
+
 GUARDS = {
     "IsNaN": "g = IsNaN(q) \n p = Where(g, none, q)",
     "compared": "g = Equal(m, low) \n f = Cast<to = 1>(g) \n r = ReduceMin(f, last) \n d = Cast<to = 9>(r)"
