@@ -124,5 +124,7 @@ def line(one: Outcome) -> str:
 
 
 def _short(reason: str) -> str:
+    """One line, without colours and lines of code."""
     line = re.sub(r"\x1b\[\d*m", "", " ".join(reason.split())).replace("|", "/")
+    line = re.sub(r", at \S+:\d+: .*", "", line)
     return line if len(line) <= 160 else f"{line[:157]}..."
