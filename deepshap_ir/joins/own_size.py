@@ -19,15 +19,19 @@ MOST_VALUES = 64
 """A size that takes more to compute is not looked at."""
 
 
+LINEAR = frozenset(["Gemm", "MatMul", "Mul", "ReduceMean", "ReduceSum"])
+"""Linear in each operand, so that ``(L x)/s`` is ``L (x/s)``; Gemm without a third one."""
+
+MOST_SOURCES = 16
+
+
 def own_size(graph: Rewriter, node: Node) -> list[Node] | None:
-    """``c / s`` and ``c (1/s)``: s reduces a value x and depends on nothing else, c is x, ``W x`` or ``x - f(x)``."""
+    """``c / s`` and ``c (1/s)``: s reduces x and depends on nothing else, and c is linear in x, or ``x - f(x)``."""
     if node.operator not in ("Div", "Mul") or graph.graph.dtypes[node.outputs[0]].kind != "f":
         return None
     for signal, size in (node.inputs, node.inputs[::-1])[: 2 if node.operator == "Mul" else 1]:
         divisor = size if node.operator == "Div" else _inverted(graph, size)
-        if divisor is None or signal in graph.graph.constants or graph.shape(node.outputs[0]) != graph.shape(signal):
-            continue
-        if not any(_reduces(graph, divisor, source) for source in _sources(graph, signal)):
+        if divisor is None or not _is_size_of(graph, divisor, signal, graph.shape(node.outputs[0])):
             continue
         expand = graph.made_by(divisor, "Expand")
         divisor = expand.inputs[0] if expand is not None else divisor
@@ -36,7 +40,29 @@ def own_size(graph: Rewriter, node: Node) -> list[Node] | None:
     return None
 
 
-OWN_SIZE: list[Pattern] = [own_size]
+def sizes_of_factors(graph: Rewriter, node: Node) -> list[Node] | None:
+    """``<a, b> / (|a| |b|)``, divided by one after the other."""
+    product = graph.made_by(node.inputs[1], "Mul") if node.operator == "Div" else None
+    if product is None or graph.graph.dtypes[node.outputs[0]].kind != "f":
+        return None
+    signal, shape = node.inputs[0], graph.shape(node.outputs[0])
+    if not all(_is_size_of(graph, size, signal, shape) for size in product.inputs):
+        return None
+    part = graph.value(shape, graph.graph.dtypes[signal], f"{node.outputs[0]}/part")
+    return [
+        graph.node(node, "Div", [signal, product.inputs[0]], part),
+        graph.node(node, "Div", [part, product.inputs[1]]),
+    ]
+
+
+OWN_SIZE: list[Pattern] = [own_size, sizes_of_factors]
+
+
+def _is_size_of(graph: Rewriter, size: str, signal: str, shape: tuple[int, ...]) -> bool:
+    """Whether `size` is that of a value in which `signal` is linear, or which it shifts; their quotient has `shape`."""
+    if signal in graph.graph.constants or size in graph.graph.constants or shape != graph.shape(signal):
+        return False
+    return any(_reduces(graph, size, source) for source in _sources(graph, signal))
 
 
 def _inverted(graph: Rewriter, name: str) -> str | None:
@@ -48,14 +74,19 @@ def _inverted(graph: Rewriter, name: str) -> str | None:
 
 
 def _sources(graph: Rewriter, signal: str) -> list[str]:
-    """`signal`, and the values x of which it is ``W x``, as ``(W x)/s`` is ``W (x/s)``, or ``x - f(x)``."""
+    """`signal`, and the values x in which it is linear, or of which it is ``x - f(x)`` or ``f(x) - x``."""
     found = [signal]
-    while (node := graph.made_by(found[-1], "MatMul", "Mul", "ReduceSum", "ReduceMean", "Sub")) is not None:
-        varying = [name for name in node.inputs if name and name not in graph.graph.constants]
-        shift = node.operator == "Sub" and varying[:1] == [node.inputs[0]] and _reduces(graph, *reversed(node.inputs))
-        if not shift and (node.operator == "Sub" or len(varying) != 1):
-            break
-        found.append(varying[0])
+    for name in found:
+        node = graph.made_by(name, *LINEAR, "Sub", f"{INTERNAL}::OwnSize")
+        if node is None or len(found) > MOST_SOURCES:
+            continue
+        operands = node.inputs[:1] if node.op_type == "OwnSize" else node.inputs
+        if node.op_type == "Gemm" and len(node.inputs) > 2:
+            continue
+        if node.op_type == "Sub":
+            pairs = (node.inputs, node.inputs[::-1])
+            operands = tuple(x for x, other in pairs if _reduces(graph, other, x))
+        found += [x for x in operands if x not in graph.graph.constants and x not in found]
     return found
 
 

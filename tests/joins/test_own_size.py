@@ -9,6 +9,7 @@ from tests.joins.joining import joined, operators
 from tests.onnx_text import Array, data, parsed
 
 L2 = "o = Mul(x, x) p = ReduceSum<keepdims=1>(o, last) n = Sqrt(p) s = Max(n, eps) "
+RANGE = "h = ReduceMax(x, last) l = ReduceMin(x, last) w = Sub(h, l) t = Add(w, eps) "
 SIZES = {
     "maximum": L2 + "y = Div(x, s)",
     "expanded": L2 + "t = Shape(x) r = Expand(s, t) y = Div(x, r)",
@@ -16,8 +17,10 @@ SIZES = {
     "share": "h = Exp(x) t = Tanh(h) n = ReduceSum<keepdims=1>(t, last) y = Div(t, n)",
     "deviation": "m = ReduceMean(x, last) d = Sub(x, m) q = Mul(d, d) v = ReduceMean(q, last) s = Sqrt(v) "
     "t = Add(s, eps) y = Div(d, t)",
-    "range": "h = ReduceMax(x, last) l = ReduceMin(x, last) w = Sub(h, l) t = Add(w, eps) d = Sub(x, l) y = Div(d, t)",
+    "range": RANGE + "d = Sub(x, l) y = Div(d, t)",
     "image": "g = Mul(x, gamma) k = ReduceSum<keepdims=1>(g, last) " + L2 + "e = Div(k, s) y = Mul(e, gamma)",
+    "to the top": RANGE + "d = Sub(h, x) y = Div(d, t)",
+    "gated": L2 + "r = Div(p, s) v = Mul(r, x) y = Div(v, s)",
     "sign changes": "n = ReduceSum<keepdims=1>(x, last) y = Div(x, n)",
 }
 
@@ -27,7 +30,7 @@ def test_a_value_over_its_own_size(name: str) -> None:
     graph = joined(SIZES[name])
     assert "OwnSize" in operators(graph)
     if name != "sign changes":
-        check_rule(graph, derivative=name != "range")
+        check_rule(graph, derivative=name not in ("range", "to the top"))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,24 @@ def test_other_quotients_stay(body: str) -> None:
     assert "OwnSize" not in operators(joined(SIZES["maximum"], protected=["n"]))
 
 
-@pytest.mark.parametrize("spelling", ["d = Div(x, s) y = MatMul(d, w)", "u = MatMul(x, w) y = Div(u, s)"])
+def test_the_cosine_of_two_values_is_divided_by_one_size_after_the_other() -> None:
+    sizes = " ".join(f"n{v} = ReduceL2<keepdims=1>({v}, last) s{v} = Max(n{v}, eps)" for v in "ab")
+    body = (
+        f"eps = Constant<value_float=1e-8>() {sizes} d = Mul(a, b) t = ReduceSum(d, last) m = Mul(sa, sb) y = Div(t, m)"
+    )
+    model = parsed(f"{{ {body} }}", "(float[N,4] a, float[N,4] b) => (float[N,1] y) <int64[1] last = {-1}>")
+    samples = [data(3, 4), data(3, 4, seed=1)]
+    explainer = DeepExplainer(model, [np.zeros((1, 4), np.float32)] * 2)
+    assert [row.operator for row in explainer.rules()].count("deepshap_ir::OwnSize") == 2
+    a, b = samples
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    phi = explainer.shap_values(samples)
+    np.testing.assert_allclose(sum(p.sum((1, 2)) for p in phi), cosine, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["d = Div(x, s) y = MatMul(d, w)", "u = MatMul(x, w) y = Div(u, s)", "u = Gemm(x, w) y = Div(u, s)"]
+)
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_small_references_are_near_the_exact_values(spelling: str, scale: float) -> None:
     """Multipliers of the two factors alone would be 1e12 at a reference of zeros, and their sum off by thousands."""
