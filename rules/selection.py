@@ -24,7 +24,12 @@ def where(ctx: Context, m: Sequence[Value]) -> list[Value | None]:
     branches = [(1, ctx.x(0), ctx.x0(0)), (2, op.Not(ctx.x(0)), op.Not(ctx.x0(0)))]
     m_a, m_b = (m[0] * _weight(ctx, i, c, c0) if ctx.varies(i) else None for i, c, c0 in branches)
     mid_a, mid_b = (_mid(ctx, i) for i, _, _ in branches)
-    return [m[0] * (mid_a - mid_b), m_a, m_b]
+    step = mid_a - mid_b
+    constants = [ctx.constant(i) for i in (1, 2)]
+    if any(a is not None and a.dtype.kind == "f" and not np.isfinite(a).all() for a in constants):
+        # NaN, or an infinity, is no value of what stays selected
+        step = op.Where(op.Equal(ctx.x(0), ctx.x0(0)), op.constant(0.0, m[0].dtype), step)
+    return [m[0] * step, m_a, m_b]
 
 
 def _weight(ctx: Context, i: int, c: Value, c0: Value) -> Value:

@@ -217,7 +217,8 @@ def _refusal(node: NodeProto, kind: str, found: Dependence) -> str | None:
         )
     if kind in _DYNAMIC:
         if found.depends(node.input):
-            return "the shape of its output depends on data"
+            remedy = "; where a mask picks values (x[mask]), choose with Where, which leaves them at their places"
+            return "the shape of its output depends on data" + remedy * (kind == "NonZero")
         return None
     for position in _SHAPE_INPUTS.get(kind, ()):
         if position < len(node.input) and found.depends([node.input[position]]):

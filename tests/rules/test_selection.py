@@ -79,6 +79,19 @@ def test_a_branch_that_is_not_finite_where_not_selected_is_no_player(bad: float)
             assert set(players) == {0, 1 if c0 else 2}
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_constant_that_is_not_finite_where_it_is_never_selected(bad: float) -> None:
+    """As in ``where(isnan(x), nan, y)``; where it begins to be selected nothing finite adds up."""
+    graph = one_node_graph("Where", [np.zeros(2, bool), np.full(2, bad), np.zeros(2)], [0, 2])
+    runner = Runner(graph, Resolver(), Reference())
+    for c0, finite in ((0.0, True), (1.0, False)):
+        x, x0 = [np.zeros((1, 2)), np.ones((1, 2))], [np.array([[0.0, c0]]), np.full((1, 2), 3.0)]
+        m_c, m_b = (m.reshape(-1) for m in runner.multipliers(x, x0, np.ones((1, 2))))
+        assert m_c[0] == 0
+        assert np.isfinite(m_c).all() == finite
+        assert m_b[0] == 1
+
+
 def test_a_condition_that_does_not_vary_selects() -> None:
     """Not a product with a mask: an infinite multiplier below an unselected branch is dropped."""
     graph = one_node_graph("Where", [np.array([True, False]), np.zeros(2), np.ones(2)], [1, 2])
