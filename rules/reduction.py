@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepshap_ir.extend import Context, Value, rule
+from deepshap_ir.extend import Context, Expansion, Value, expand, rule
 from deepshap_ir.rules.shapley import quotient
 
 
@@ -26,6 +26,17 @@ def reduce_mean(ctx: Context, m: Sequence[Value]) -> Value:
         return spread(ctx, m[0] * (1 / count), axes)
     total = op.ReduceSum(ctx.delta_x(), axes, keepdims=ctx.attribute("keepdims", 1))
     return spread(ctx, m[0] * quotient(ctx.delta_y(), total), axes)
+
+
+@expand("ReduceL2")
+def euclidean(ctx: Expansion) -> Value:
+    """``sqrt(sum x^2)``; the standard's body takes the root in float32, of doubles too."""
+    op, x = ctx.op, ctx.x()
+    axes = [ctx.x(1)] if ctx.has(1) else []
+    over = {name: ctx.attribute(name, default) for name, default in (("keepdims", 1), ("noop_with_empty_axes", 0))}
+    total = op.ReduceSum(x * x, *axes, **over)
+    root = op.Sqrt(total if x.is_float else op.cast(total, np.float32))
+    return op.cast(root, x.dtype)
 
 
 @rule("GlobalAveragePool")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepshap_ir import DeepExplainer
 from deepshap_ir.engine.backends import Reference
 from deepshap_ir.engine.emitter import Emitter
 from deepshap_ir.engine.registry import Resolver
@@ -14,6 +15,7 @@ from deepshap_ir.engine.walker import Walker
 from deepshap_ir.errors import RuleError
 from deepshap_ir.graph import Graph, Node
 from deepshap_ir.testing import Runner, check_rule, one_node_graph
+from tests.onnx_text import data, parsed
 from tests.rules.onnx_cases import node_cases
 
 
@@ -96,3 +98,13 @@ def test_cases_of_onnx(module: str) -> None:
         if x.size:
             check_rule(case.operator, [x.shape, *rest], attributes=case.attributes, opset=case.opset)
     assert node_cases(module) or module == "cumsum"  # whose cases are in float64
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_the_norm_of_doubles_stays_in_doubles(opset: int) -> None:
+    given = ("(x, axes)", "<int64[1] axes = {1}>") if opset == 18 else ("<axes = [1]>(x)", "")
+    model = parsed(f"{{ y = ReduceL2{given[0]} }}", f"(double[N,4] x) => (double[N,1] y) {given[1]}", opset)
+    x, x0 = (data(2, 4, seed=k).astype(np.float64) for k in (0, 1))
+    phi = DeepExplainer(model, x0[:1]).shap_values(x)
+    expected = np.linalg.norm(x, axis=1) - np.linalg.norm(x0[0])
+    np.testing.assert_allclose(phi.sum((1, 2)), expected, rtol=1e-12)
