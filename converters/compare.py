@@ -11,7 +11,7 @@ from deepshap_ir.errors import InputError, ModelError
 from deepshap_ir.importing.feeds import Array, InputSpec, rows, take
 from deepshap_ir.importing.half import has_half, raise_half
 from deepshap_ir.importing.runner import Runner
-from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE, find_gap, scale
+from deepshap_ir.importing.verify import HALF_TOLERANCE, TOLERANCE, coarseness, find_gap, scale
 
 __all__ = ["HALF_TOLERANCE", "TOLERANCE", "compare", "some_rows"]
 
@@ -86,11 +86,14 @@ def compare(
             # a model need not take a single row, but must be compared on something
             if size == pieces[-1][0]:
                 raise
-    # of all rows: that of one row may be next to nothing
-    largest = {name: scale([theirs[name] for *_, theirs in found]) for name in found[0][2]}
+    allowed = {}
+    for name, first in found[0][2].items():
+        # of all rows: that of one row may be next to nothing
+        largest = scale([theirs[name] for *_, theirs in found])
+        allowed[name] = max(tolerance * largest, coarseness(model, name) if first.dtype != np.float64 else 0.0)
     for size, feeds, theirs in found:
         where = f"on {size} background row{'s' * (size > 1)}"
-        _check(_run(runner, model, feeds), theirs, where, tolerance, largest)
+        _check(_run(runner, model, feeds), theirs, where, allowed)
 
 
 def _specs(arrays: Mapping[str, Array], axes: Mapping[str, int | None]) -> list[InputSpec]:
@@ -115,8 +118,7 @@ def _check(
     ours: Mapping[str, Array],
     theirs: Mapping[str, Array],
     where: str,
-    tolerance: float,
-    largest: Mapping[str, float],
+    allowed: Mapping[str, float],
 ) -> None:
     for name, their in theirs.items():
         mine = np.asarray(ours[name])
@@ -125,7 +127,7 @@ def _check(
                 f"the converted model is another function: {name!r} has shape {list(mine.shape)} in ONNX and "
                 f"{list(their.shape)} in the original {where}."
             )
-        gap = find_gap([mine], [their], tolerance * largest[name])
+        gap = find_gap([mine], [their], allowed[name])
         if gap is not None:
             raise ModelError(
                 f"the converted model is another function: {name!r} at {gap.at} is {gap.ours:.7g} in ONNX and "

@@ -27,7 +27,7 @@ from deepshap_ir.graph import Array, Graph, Node
 from deepshap_ir.hypothetical import check_one_hot, example_axes
 from deepshap_ir.importing.feeds import columns
 from deepshap_ir.importing.importer import Imported, import_model
-from deepshap_ir.importing.verify import floor
+from deepshap_ir.importing.verify import coarseness, floor
 from deepshap_ir.joins.canonical import FIRST, PASSES, Pass, canonicalise
 from deepshap_ir.joins.pooling import pool_first
 from deepshap_ir.logits import before_squashing
@@ -194,7 +194,7 @@ class Specialisation:
         found = attributions(wanted)
         if not found.finite().all():
             self._refuse_non_finite(samples, references, int(np.argmin(found.finite())))
-        least = floor(self.graph.dtypes[self.imported.output])
+        least = self._least_gap()
         if request.check and (found.gap() > np.maximum(TOLERANCE * found.scale(), least)).any():
             found = found if wanted["details"] else attributions({**wanted, "details": True})
             if (found.gap() > np.maximum(TOLERANCE * found.scale(), least)).any():
@@ -259,6 +259,12 @@ class Specialisation:
             "hold": imported.held,
             "at": self.at,
         }
+
+    def _least_gap(self) -> float:
+        """The largest gap of a sum that says nothing, however small the outputs are."""
+        dtype = self.graph.dtypes[self.imported.output]
+        coarse = coarseness(self.imported.model, self.imported.output) if dtype == np.float32 else 0.0
+        return max(floor(dtype), coarse)
 
     def _check_room(self, n: int, b: int, k: int) -> None:
         """Refuse to give more numbers for each reference than fit into the memory."""

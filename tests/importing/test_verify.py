@@ -126,6 +126,31 @@ def test_what_is_below_the_smallest_normal_numbers_is_equal(
             import_model(model, data(3, 4))
 
 
+RARE = "{ s = Add(x, low) \n p = Sigmoid(s) \n t = Transpose(p) \n y = Transpose(t) }"
+
+
+@pytest.mark.parametrize(("double", "fine"), [(False, True), (True, False)], ids=["float32", "float64"])
+def test_a_sigmoid_is_compared_as_onnxruntime_computes_it(
+    double: bool, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probability of a rare event: in float32 onnxruntime has 8e-8 for 1e-7, in float64 it has all digits."""
+    kind = "double" if double else "float"
+    model = parsed(RARE, f"({kind}[N,4] x) => ({kind}[N,4] y)")
+    dtype = np.float64 if double else np.float32
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-16, dtype), "low"))
+
+    def moved(graph: Graph, protected: frozenset[str]) -> Graph:
+        return replace(graph, constants={name: array - dtype(0.1) for name, array in graph.constants.items()})
+
+    monkeypatch.setattr(importer, "PASSES", [moved])
+    rows = data(3, 4).astype(dtype)
+    if fine:
+        import_model(model, rows)
+    else:
+        with pytest.raises(ModelError, match="not the model"):
+            import_model(model, rows)
+
+
 def test_half_precision_has_a_floor_of_a_few_last_digits() -> None:
     assert verify.floor(np.dtype(np.float16), np.dtype(np.float32)) == 16 * 2.0**-24
     assert verify.floor(np.dtype(np.float64)) == 16 * 2.0**-1022
