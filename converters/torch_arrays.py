@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def arange(*limits: Any, **keywords: Any) -> Tensor:
+    """Numbers in steps; of a start that is whole and an end that is not, the exporter makes whole ones."""
+    import torch
+
+    names = [name for name in ("start", "end", "step") if name in keywords]
+    if any(isinstance(limit, float) for limit in (*limits, *(keywords[name] for name in names))):
+        limits = tuple(map(torch.sym_float, limits))
+        keywords |= {name: torch.sym_float(keywords[name]) for name in names}
+    return torch.arange(*limits, **keywords)
+
+
 def cumprod(input: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     """The products of the first one, two, ... along an axis."""
     import torch
@@ -137,6 +148,7 @@ def pack_padded_sequence(*_: Any) -> Any:
 
 
 ARRAYS: dict[str, Callable[..., Any]] = {
+    "torch.arange": arange,
     "torch.cumprod": cumprod,
     "torch.cummax": cummax,
     "torch.cummin": cummin,

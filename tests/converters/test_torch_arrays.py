@@ -28,6 +28,7 @@ def assigned(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "steps": lambda x: torch.arange(1, 5.0) * x + torch.arange(end=4) + torch.arange(0, 2.0, dtype=torch.int64).sum(),
     "running products": lambda x: torch.cumprod(x, -1) + x.cumprod(dim=1),
     "running maximum": lambda x: torch.cummax(x, 1).values + x.cummax(-1)[1],
     "running minimum": lambda x: torch.cummin(input=x.round(), dim=1)[0] + x.round().cummin(-1).indices,
@@ -57,7 +58,7 @@ def test_they_are_explained() -> None:
     def forward(net: Net, x: Tensor) -> Tensor:
         x = net.a(x)
         found = [x.sigmoid().cumprod(1), x.cummax(1).values, x.cummin(1).values, x.median(1).values.unsqueeze(1)]
-        found += [x.hypot(x[:, :1]), x.exp().lgamma(), torch.searchsorted(EDGES, x)]
+        found += [x.hypot(x[:, :1]), torch.arange(1, 5.0) * x, x.exp().lgamma(), torch.searchsorted(EDGES, x)]
         return torch.cat([*found, assigned(x)], 1)
 
     module = Net(forward, a=nn.Linear(4, 4))
