@@ -128,7 +128,10 @@ def rows(arrays: Mapping[str, Array], specs: Sequence[InputSpec], what: str = "b
     counts = {s.name: arrays[s.name].shape[s.batch_axis] for s in specs if s.batch_axis is not None}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
-        raise InputError(f"{what}: the inputs differ in their number of rows: {listed}.")
+        raise InputError(
+            f"{what}: the inputs differ in their number of rows: {listed}. One that all rows share has no batch axis: "
+            f"batch_axes={{{next(reversed(counts))!r}: None}}."
+        )
     count = next(iter(counts.values()), 1)
     if count == 0:
         raise InputError(f"{what}: no rows (input {next(iter(counts))!r} is empty).")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from onnx import ModelProto, helper
 
-from deepshap_ir.errors import InputError, UnsupportedOperatorError
+from deepshap_ir.errors import InputError, ModelError, UnsupportedOperatorError
 from deepshap_ir.graph import Graph
 from deepshap_ir.importing.calls import Wanted, keep_calls
 from deepshap_ir.importing.control_flow import settle
@@ -185,7 +185,10 @@ def import_model(
     # before the trace, which such operators can break, and after it, when it is known which Dropout is in training
     _refuse(model, dependence(model.graph, arrays), face.output, list(arrays), refusals)
     start = time.perf_counter()
-    values = trace(model, first)
+    try:
+        values = trace(model, first)
+    except ModelError as error:
+        raise ModelError(f"{error}{face.shared_by_all_rows(specs)}") from None
     slow = time.perf_counter() - start > _SLOW_TRACE
     found = dependence(model.graph, arrays, values)
     _check_output(values[face.output], face.output, original, model, found)

@@ -125,6 +125,15 @@ class Interface:
         fixed = [length for length in lengths if length is not None]
         return fixed[0] if fixed and (len(set(fixed)) == 1) and len(fixed) == len(lengths) else None
 
+    def shared_by_all_rows(self, specs: Sequence[InputSpec]) -> str:
+        """What to say of inputs that may have no batch axis: the file fixes their length where it is taken to be."""
+        dims = {s.name: _dims(self.declared[s.name]) for s in specs if s.name in self.declared}
+        axes = {s.name: s.batch_axis for s in specs if s.batch_axis is not None}
+        fixed = [n for n, sizes in dims.items() if sizes and n in axes and (sizes[axes[n]] or 1) > 1]
+        if not fixed or len(fixed) == len(axes):
+            return ""
+        return f". If all rows share {_listed(fixed)}, say so: batch_axes={dict.fromkeys(fixed)}."
+
     def check_reach(self, model: ModelProto) -> None:
         """Check that every named value in the middle is among the values that the output needs.
 

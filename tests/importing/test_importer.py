@@ -348,3 +348,12 @@ def test_the_scores_that_a_zipmap_names_are_explained() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), ml], ir_version=10)
     for output in (None, "named", 1):
         assert import_model(model, data(4, 3), output=output).output == "scores"
+
+
+def test_an_input_that_all_rows_share_is_guessed_where_the_model_does_not_run() -> None:
+    model = parsed("{ t = MatMul(x, w) y = Softmax(t) }", "(float[N,4] x, float[4,3] w) => (float[N,3] y)")
+    with pytest.raises(ModelError, match=r"does not run on .*If all rows share 'w', say so: batch_axes=\{'w': None\}"):
+        import_model(model, [data(4, 4), data(4, 3)])
+    with pytest.raises(InputError, match=r"'x' has 5, 'w' has 4.*no batch axis: batch_axes=\{'w': None\}"):
+        import_model(model, [data(5, 4), data(4, 3)])
+    assert import_model(model, [data(5, 4), data(4, 3)], batch_axes={"w": None}).graph.shapes["w"] == (4, 3)
