@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,26 @@ if TYPE_CHECKING:
 
 LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
+_LOCK = threading.RLock()
+"""torch exports one module at a time: what it traces with is global, as is what is set meanwhile."""
+
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode, uncompiled, without gradients; however it ends, the module is as it was.
 
-    Its flags, attributes, hooks and buffers are, and the random numbers that come next.
+    Its flags, attributes, hooks and buffers are, and the random numbers that come next. One thread at a time.
     """
     import torch
 
     with ExitStack() as stack:
+        stack.enter_context(_LOCK)
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=_devices(module)))
+        # the module in its own dtypes, whatever the caller's block rounds to
+        for kind in {t.device.type for t in (*module.parameters(), *module.buffers())} | {"cpu"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         # cuDNN's convolutions are in TF32 by default, and 1e-3 off
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         # the encoder's fast path is another function where rows are padded
