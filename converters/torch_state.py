@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from deepshap_ir.converters.quiet import ALONE
 from deepshap_ir.converters.registry import comes_from
 from deepshap_ir.converters.restoring import restore
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
-
-_LOCK = threading.RLock()
-"""torch exports one module at a time: what it traces with is global, as is what is set meanwhile."""
 
 
 @contextmanager
@@ -28,7 +25,7 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     import torch
 
     with ExitStack() as stack:
-        stack.enter_context(_LOCK)
+        stack.enter_context(ALONE)  # torch's own export is not made for threads either
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=_devices(module)))
         # the module in its own dtypes, whatever the caller's block rounds to

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,9 +20,11 @@ def gap(module: nn.Module) -> float:
 
 
 def test_explainers_are_made_in_threads() -> None:
+    before = sys.stdout, sys.stderr, logging.getLogger("torch.onnx").level
     modules = [nn.Sequential(nn.Linear(6, 4), layer, nn.Linear(4, 1)) for layer in (nn.Tanh(), nn.ReLU(), nn.ELU())]
     with ThreadPoolExecutor(3) as pool:
         assert max(pool.map(gap, modules)) < 1e-5
+    assert (sys.stdout, sys.stderr, logging.getLogger("torch.onnx").level) == before
 
 
 def test_a_block_of_lower_precision_is_not_the_modules() -> None:
