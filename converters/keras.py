@@ -44,6 +44,9 @@ def takes(model: Any) -> bool:
     if not isinstance(model, tuple | list) or len(model) != 2:
         return False
     first = model[0][0] if isinstance(model[0], tuple | list) and model[0] else model[0]
+    if isinstance(first, tuple | list):  # the input of an InputLayer is an empty list
+        first = model[1][0] if isinstance(model[1], tuple | list) and model[1] else model[1]
+        return is_symbol(first)
     return is_layer(first) or is_symbol(first)
 
 

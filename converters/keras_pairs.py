@@ -36,9 +36,17 @@ def between(inputs: Any, outputs: Any) -> Pair:
     ------
     InputError : these are not tensors of a Keras graph, or the outputs need inputs that are not among them.
     """
-    starts, ends = _listed(inputs, "first"), _listed(outputs, "second")
+    ends = _listed(outputs, "second")
+    if isinstance(inputs, list | tuple) and not inputs:  # model.layers[0].input, where that is an InputLayer
+        inputs = _missing([], ends)
+        if len(inputs) > 1:
+            raise InputError(
+                f"the first of a pair of Keras tensors is an empty list, and the output needs several inputs "
+                f"({', '.join(repr(name_of(symbol)) for symbol in inputs)}): give them in a list, such as model.inputs."
+            )
+    starts = _listed(inputs, "first")
     names = tuple(unique([name_of(symbol) for symbol in starts]))
-    missing = _missing(starts, ends)
+    missing = [name_of(symbol) for symbol in _missing(starts, ends)]
     if missing:
         raise InputError(
             f"the output is not connected to the inputs ({', '.join(map(repr, names))}) alone: it also needs "
@@ -67,9 +75,9 @@ def _listed(value: Any, which: str) -> list[Any]:
     return found
 
 
-def _missing(starts: Sequence[Any], ends: Sequence[Any]) -> list[str]:
-    """Return the names of the model's inputs that `ends` need beside `starts`."""
-    given, names = {id(symbol) for symbol in starts}, []
+def _missing(starts: Sequence[Any], ends: Sequence[Any]) -> list[Any]:
+    """Return the model's inputs that `ends` need beside `starts`."""
+    given, found = {id(symbol) for symbol in starts}, []
     seen: set[int] = set()
     stack = list(ends)
     while stack:
@@ -79,9 +87,9 @@ def _missing(starts: Sequence[Any], ends: Sequence[Any]) -> list[str]:
         seen.add(id(symbol))
         above = _above(symbol)
         if not above:
-            names.append(name_of(symbol))
+            found.append(symbol)
         stack.extend(above)
-    return list(dict.fromkeys(names))
+    return found
 
 
 def _above(symbol: Any) -> list[Any]:

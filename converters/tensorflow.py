@@ -30,7 +30,9 @@ FUNCTIONS = ("ConcreteFunction", "Function", "PolymorphicFunction")
 def takes(model: Any) -> bool:
     """Tell whether `model` is an object of TensorFlow that can be called, or a pair of its tensors."""
     if isinstance(model, tuple | list):
-        return len(model) == 2 and _is_tensor(model[0][0] if isinstance(model[0], list | tuple) else model[0])
+        return len(model) == 2 and _is_tensor(
+            model[0][0] if isinstance(model[0], list | tuple) and model[0] else model[0]
+        )
     trackable = comes_from(model, "tensorflow", "AutoTrackable")
     return trackable or any(comes_from(model, "tensorflow", name) for name in FUNCTIONS)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepshap_ir import DeepExplainer
+from deepshap_ir import DeepExplainer, InputError
 from tests.converters.keras_models import Array, B, N, gap, rows
 
 import keras  # isort: skip  # after the variable that silences TensorFlow
@@ -225,6 +225,17 @@ def test_an_lstm_on_padded_sequences_of_words() -> None:
     at = np.asarray(embedded(samples))
     assert gap(phi.shap_values(at), lambda x: model(x), samples, words) < 1e-5
     assert gap(DeepExplainer(model, words).shap_values(samples), model, samples, words) < 1e-5
+
+
+def test_the_input_of_a_functional_models_first_layer() -> None:
+    """Keras gives an InputLayer no input: it is the model's, where that has one."""
+    model = shared((5,), lambda x: k.Dense(3, activation="relu")(x))
+    assert model.layers[0].input == []
+    phi = DeepExplainer((model.layers[0].input, model.layers[-1].output), rows(5)).shap_values(rows(5, n=N, seed=1))
+    assert gap(phi, model, rows(5, n=N, seed=1), rows(5)) < 1e-5
+    x, z = keras.Input((5,), name="x"), keras.Input((5,), name="z")
+    with pytest.raises(InputError, match=r"several inputs .*give them in a list, such as model\.inputs"):
+        DeepExplainer(([], k.Add()([x, z])), [rows(5), rows(5)])
 
 
 def test_attention_over_padded_words() -> None:
