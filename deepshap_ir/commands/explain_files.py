@@ -86,7 +86,7 @@ def described(value: ValueInfoProto) -> Input:
     if tensor.elem_type:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         dtype = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind in "fV" else dtype
-    return Input(value.name, shape, dtype)
+    return Input(value.name, shape, dtype, single=tensor.HasField("shape") and not tensor.shape.dim)
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,9 @@ def _row(one: Input, shape: tuple[int, ...] | None) -> Array:
     """Something to run the model on: ones, or small random numbers for floats."""
     dtype = np.dtype(np.float32) if one.dtype is None else one.dtype
     if shape is None:
-        shape = (1, *[size or 1 for size in one.shape or (1,)])
+        shape = () if one.single else (1, *[size or 1 for size in ((1,) if one.shape is None else one.shape)])
     if dtype.kind == "f":
-        return np.random.default_rng(0).normal(size=shape).astype(dtype)
+        return np.asarray(np.random.default_rng(0).normal(size=shape)).astype(dtype)
     return np.ones(shape, dtype)
 
 

@@ -32,13 +32,17 @@ class Input:
     name : as in the model.
     shape : of one example, without the batch axis; None for a free dimension. None where nothing is declared.
     dtype : None where nothing is declared.
+    single : whether it is one number for all rows.
     """
 
     name: str
     shape: tuple[int | None, ...] | None = None
     dtype: np.dtype[Any] | None = None
+    single: bool = False
 
     def __str__(self) -> str:
+        if self.single:
+            return f"{self.name!r} []"
         shape = "" if self.shape is None else f" [N, {', '.join('?' if d is None else str(d) for d in self.shape)}]"
         return f"{self.name!r}{shape}"
 
@@ -61,7 +65,7 @@ class Rows:
     dropped: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return next((len(values) for values in self.arrays.values() if values.ndim), 1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def read_rows(
         raise InputError(f"{path}: no such file (the current folder is {os.getcwd()})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    lengths = {name: len(values) for name, values in rows.arrays.items()}
+    lengths = {name: len(values) for name, values in rows.arrays.items() if values.ndim}
     if len(set(lengths.values())) > 1:
         raise InputError(f"{path}: the inputs have different numbers of rows: {lengths}")
     if 0 in lengths.values():
@@ -142,7 +146,11 @@ def _from_npz(path: Path, inputs: Sequence[Input]) -> Rows:
         missing = [name for name in where.values() if name not in names]
         if missing:
             raise InputError(f"{path}: has no array {_quoted(missing)} among {_quoted(names)}")
-        return Rows({name: _numbers(_member(path, archive, key), f"{path}: {key!r}") for name, key in where.items()})
+        arrays = {
+            one.name: _numbers(_member(path, archive, where[one.name]), f"{path}: {where[one.name]!r}", one.single)
+            for one in inputs
+        }
+        return Rows(arrays)
 
 
 def _loaded(path: Path) -> Any:
@@ -159,13 +167,13 @@ def _member(path: Path, archive: Any, key: str) -> Any:
         raise InputError(f"{path}: its array {key!r} is not of numbers, or is truncated") from None
 
 
-def _numbers(values: Any, where: str) -> Array:
+def _numbers(values: Any, where: str, single: bool = False) -> Array:
     if not isinstance(values, np.ndarray):
         raise InputError(f"{where}: is an .npz archive; rename it to .npz")
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
         kind = "text" if values.dtype.kind in "SU" else values.dtype
         raise InputError(f"{where}: holds {kind}, expected numbers")
-    if values.ndim == 0:
+    if values.ndim == 0 and not single:
         raise InputError(f"{where}: holds a single number, expected an array [N, *features]")
     return values
 

@@ -92,6 +92,21 @@ class TestExplain:
             total = archive["values"].sum(axis=1) + archive["base_values"]
             np.testing.assert_allclose(total, archive["outputs"], atol=1e-5)
 
+    def test_a_number_for_all_rows(self) -> None:
+        save("scaled (float[N, 3] x, float s) => (float[N, 3] y) { y = Mul(x, s) }")
+        x, scale = rows(SAMPLES), np.float32(2.5)
+        np.savez("background.npz", x=rows(BACKGROUND), s=scale)
+        np.savez("samples.npz", s=scale, x=x)
+        result = deepshap("explain", "model.onnx", "-b", "background.npz", "-s", "samples.npz", "-o", "out.npz")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("model.onnx: 2 samples, 3 references")
+        with np.load("out.npz") as archive:
+            np.testing.assert_allclose(archive["values/x"].sum(1), 2.5 * (x - rows(BACKGROUND).mean(0)), atol=1e-6)
+        np.savez("samples.npz", s=scale, x=np.float32(1))
+        Path("out.npz").unlink()
+        result = deepshap("explain", "model.onnx", "-b", "background.npz", "-s", "samples.npz", "-o", "out.npz")
+        refused(result, "'x': holds a single number, expected an array [N, *features]")
+
     def test_what_is_printed(self) -> None:
         lines = explain().stdout.splitlines()
         assert lines[0] == "model.onnx: 2 samples, 3 references, output y [2]"

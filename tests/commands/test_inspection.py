@@ -112,6 +112,21 @@ def test_a_model_that_is_refused_shows_its_operators_and_the_reason(saved: Path)
     assert row(inspection, "Tanh").rule is not None
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "one (float[N] x) => (float[N] y) { y = Exp(x) }",
+        "two (float[N, 3] x, float s) => (float[N, 3] y) { y = Mul(x, s) }",
+    ],
+    indirect=True,
+    ids=["rows of one number", "a number for all rows"],
+)
+def test_inputs_of_few_axes(saved: Path) -> None:
+    inspection = inspect_model(saved)
+    assert inspection.supported
+    assert [row.count for row in inspection.operators] == [1]
+
+
 @pytest.mark.parametrize("saved", [CONV], indirect=True)
 def test_free_dimensions_are_1_or_given(saved: Path) -> None:
     with pytest.raises(ModelError, match=r"Free dimensions of 'image' were taken as 1; .* --shape image=1,1,1,1"):
