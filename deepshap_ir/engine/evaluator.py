@@ -111,8 +111,8 @@ class Evaluator:
             for job in in_order(jobs, 0 if pieces.workers == 1 else 2 * pieces.workers):
                 found = job.found()
                 total.add(job, found, self.backend)
-                if job.stage == "background" and not self.fixed(samples):
-                    self.at_references.add(job.references, found)
+                if job.stage == "background" and not callable(references) and not self.fixed(samples):
+                    self.at_references.add(references, job.references, found)
                 bar.update(job.triples)
         return total.rows(n_references)
 
@@ -231,11 +231,10 @@ class _Work:
     def shared(self, references: Mapping[str, Array]) -> Iterator[_Job]:
         """All samples meet the same references, as many blocks of these at a time as there are workers."""
         fixed, kept = self.evaluator.fixed(self.all_samples), self.evaluator.at_references
-        kept.expect(references, self.pieces.sizes[BACKGROUND])
         for blocks in self._together(ranges(self.n_references, self.pieces.sizes[BACKGROUND])):
             at_references = []
             for b in blocks:
-                known = kept.find(b)
+                known = kept.find(references, b)
                 rows = {f"background_{name}": a[b] for name, a in references.items()} | fixed
                 found = self._start("background", rows, {BACKGROUND: length(b)}) if known is None else given(known)
                 at_references.append((b, found))

@@ -25,22 +25,25 @@ class AtReferences:
     def clear(self) -> None:
         """Keep nothing."""
         self._references: Mapping[str, Any] | None = None
-        self._step = self._size = 0
-        self._blocks: dict[int, dict[str, Any]] = {}
+        self._size = 0
+        self._blocks: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def expect(self, references: Mapping[str, Any], step: int) -> None:
-        """Keep what belongs to this very mapping, cut into blocks of length `step`, and nothing else."""
-        if self._references is not references or self._step != step:
+    def find(self, references: Mapping[str, Any], block: slice) -> dict[str, Any] | None:
+        """The values at a block of this very mapping, None where they are not kept."""
+        return self._blocks.get((block.start, block.stop)) if self._references is references else None
+
+    def add(self, references: Mapping[str, Any], block: slice, values: dict[str, Any]) -> None:
+        """Keep the values at a block, if there is room; those of another mapping, or of a piece of it, give way."""
+        if self.find(references, block) is not None:
+            return
+        if self._references is not references or any(_overlap(block, other) for other in self._blocks):
             self.clear()
-            self._references, self._step = references, step
-
-    def find(self, block: slice) -> dict[str, Any] | None:
-        """The values at a block, None where they are not kept."""
-        return self._blocks.get(block.start)
-
-    def add(self, block: slice, values: dict[str, Any]) -> None:
-        """Keep the values at a block, if there is room."""
+            self._references = references
         size = sum(nbytes(v, {BACKGROUND: block.stop - block.start}) for v in self.plan.background.outputs)
-        if block.start not in self._blocks and self._size + size <= self.limit:
-            self._blocks[block.start] = values
+        if self._size + size <= self.limit:
+            self._blocks[block.start, block.stop] = values
             self._size += size
+
+
+def _overlap(block: slice, other: tuple[int, int]) -> bool:
+    return bool(block.start < other[1] and other[0] < block.stop)

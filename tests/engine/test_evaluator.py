@@ -246,10 +246,12 @@ def test_references_that_meet_an_input_of_the_call_run_in_every_call() -> None:
 def test_one_evaluator_of_a_model_keeps_its_references() -> None:
     e = DeepExplainer(parsed(NET, SIGNATURE), data(B, 4), threads=1)
     e.shap_values(data(N, 4))
-    usual = e._evaluator().at_references
-    assert usual.find(slice(0, B)) is not None
+    usual, references = e._evaluator().at_references, e._latest.background
+    assert usual.find(references, slice(0, B)) is not None
+    assert usual.find({**references}, slice(0, B)) is None
+    assert usual.find(references, slice(0, B - 1)) is None
     e.multipliers(data(N, 4))
-    assert usual.find(slice(0, B)) is None
+    assert usual.find(references, slice(0, B)) is None
 
 
 def test_references_of_a_sample_are_asked_for_once() -> None:
