@@ -157,6 +157,55 @@ def attention(
     return scores.softmax(-1).masked_fill(none, 0.0) @ value
 
 
+def gaussian_nll(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """``(ln v + (x - t)^2 / v) / 2`` with ``v = max(var, eps)``, without torch's look at the sign of var."""
+    import torch
+
+    variance = torch.as_tensor(var, dtype=input.dtype).clamp(min=eps)
+    if variance.ndim == input.ndim - 1 and variance.ndim:
+        variance = variance.unsqueeze(-1)
+    loss = 0.5 * (variance.log() + (input - target) ** 2 / variance) + (0.5 * math.log(2 * math.pi) if full else 0.0)
+    return _reduced(loss, reduction)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Probabilities as targets: ``- sum_c w_c t_c log_softmax(x)_c``."""
+    from torch.nn import functional
+
+    if not target.is_floating_point() or size_average is not None or reduce is not None:
+        found: Tensor = functional.cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+        return found
+    classes = 0 if input.ndim == 1 else 1
+    smooth = target * (1 - label_smoothing) + label_smoothing / input.shape[classes]
+    logs = input.log_softmax(classes)
+    if weight is not None:
+        logs = logs * weight.reshape(-1, *[1] * (input.ndim - classes - 1))
+    return _reduced(-(smooth * logs).sum(classes), reduction)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    total: Tensor = {"mean": loss.mean, "sum": loss.sum}[reduction]() if reduction != "none" else loss
+    return total
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **ARRAYS,
     "torch.nn.functional.adaptive_max_pool1d": adaptive_max_pool,
@@ -164,6 +213,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.nn.functional.adaptive_max_pool3d": adaptive_max_pool,
     "torch.nn.functional.adaptive_avg_pool3d": adaptive_avg_pool,
     "torch.nn.functional.rrelu": rrelu,
+    "torch.nn.functional.cross_entropy": cross_entropy,
+    "torch.nn.functional.gaussian_nll_loss": gaussian_nll,
     "torch.functional.cdist": cdist,
     "torch.lstm": lstm,
     "torch._C._nn.scaled_dot_product_attention": attention,

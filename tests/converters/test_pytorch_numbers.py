@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from deepshap_ir import DeepExplainer
 from deepshap_ir.converters.torch_functions import spelled_out
-from tests.converters.modules import N, Net, delta, dense, mlp, rows, total
+from tests.converters.modules import B, N, Net, delta, dense, mlp, rows, total
 
 
 def test_shaps_numbers_on_networks_that_shap_explains_rightly() -> None:
@@ -113,6 +113,7 @@ def attention_where(mask: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     return forward
 
 
+CLASSES = torch.arange(B) % 3
 MASK = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
 
 FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -128,6 +129,22 @@ FUNCTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (2, 2),
     ),
     "LSTM": (nn.LSTM(2, 4, bias=False), (3, 2)),
+    "cross entropy of probabilities": (
+        Net(
+            lambda net, x: net.a(x, x.flip(-1).softmax(1)),
+            a=nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]), reduction="none", label_smoothing=0.1),
+        ),
+        (3, 4),
+    ),
+    "cross entropy of a mean": (Net(lambda net, x: functional.cross_entropy(x, x.softmax(1)).reshape(1)), (3,)),
+    "cross entropy of classes": (Net(lambda net, x: functional.cross_entropy(x, CLASSES, reduction="none")), (3,)),
+    "gaussian likelihood": (
+        Net(
+            lambda net, x: net.a(x[..., 0], x[..., 1], x[..., 2] ** 2 + 0.1),
+            a=nn.GaussianNLLLoss(full=True, reduction="none"),
+        ),
+        (2, 3),
+    ),
     "attention, masked by rows": (Net(attention_where(lambda open: open), a=nn.Linear(4, 4)), (3, 4)),
     "attention, masked by numbers": (
         Net(attention_where(lambda open: torch.zeros(open.shape).masked_fill(~open, -math.inf)), a=nn.Linear(4, 4)),
@@ -151,7 +168,9 @@ def test_functions_that_the_exporter_lacks_are_spelled_out_as_torch_computes_the
     expected = module.eval()(x)
     with spelled_out():
         torch.testing.assert_close(module(x), expected)
-    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances", "projected LSTM") or "attention" in name:
+    if name in ("adaptive max, 3 axes, one kept", "rrelu", "distances", "projected LSTM", "gaussian likelihood") or any(
+        word in name for word in ("attention", "probabilities")
+    ):
         phi = DeepExplainer(nn.Sequential(module, nn.Flatten()), x).shap_values(x[:2])
         np.testing.assert_allclose(total(phi), delta(module, x[:2], x), atol=1e-5)
 
