@@ -43,10 +43,10 @@ class DeepExplainer:
         a pair of tensors of a TensorFlow 1 graph. A fitted scikit-learn estimator or pipeline. The path of a Keras
         file, a SavedModel, or a file of TorchScript or torch.export.
     data
-        The background: ``[B, *features]``, a list of such arrays in the order of the inputs, or a mapping by input
-        name; each a numpy array, a tensor of any framework or a DataFrame, whose columns name the features and are
-        matched by name. Or a function that is given one sample (a list with one array per input, without batch axis)
-        and returns its own references in one of these forms.
+        The background: ``[B, *features]``, a list of such arrays, or a mapping by input name; each a numpy array, a
+        tensor of any framework or a DataFrame, whose columns name the features and are matched by name. A list is in
+        the order of `inputs` or, with held inputs in it, in that of the model. Or a function that is given one sample
+        (a list with one array per input, without batch axis) and returns its own references in one of these forms.
     session, learning_phase_flags
         Of TensorFlow 1 graphs; must be None for ONNX models.
     output

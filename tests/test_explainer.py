@@ -234,6 +234,16 @@ def test_inputs_that_are_not_named_are_held() -> None:
     np.testing.assert_array_equal(chosen.shap_values(samples), held.shap_values(samples))
 
 
+@pytest.mark.parametrize("settings", [{"hold": ["x"]}, {"inputs": ["h"]}], ids=str)
+def test_a_list_with_held_inputs_is_in_the_order_of_the_model(settings: dict[str, Any]) -> None:
+    """Not the explained ones first, which would give each input the data of the other."""
+    e = explainer("{ a = Tanh(x) y = Mul(a, h) }", TWO_INPUTS, [BACKGROUND, 2 * BACKGROUND], **settings)
+    h = SAMPLES[::-1]
+    (values,) = e.shap_values([SAMPLES, h])
+    np.testing.assert_array_equal(values, e.shap_values({"h": h, "x": SAMPLES}))
+    np.testing.assert_allclose(total(values), np.tanh(SAMPLES) * (h - 2 * BACKGROUND.mean(0)), atol=1e-5)
+
+
 def test_an_input_held_at_a_constant_needs_no_data() -> None:
     constant = np.arange(4, dtype=np.float32)
     e = explainer("{ y = Mul(x, h) }", "(float[N,4] x, float[4] h) => (float[N,4] y)", hold={"h": constant})
@@ -294,6 +304,15 @@ def test_several_places() -> None:
     explanations = e(SAMPLES)
     np.testing.assert_allclose(explanations[1].data, 1 / (1 + np.exp(-SAMPLES)), rtol=1e-6)
     np.testing.assert_allclose(total(values[0]) + total(values[1]), net(SAMPLES) - net(BACKGROUND).mean(0), atol=1e-6)
+
+
+def test_a_place_that_reaches_the_output_through_others_alone() -> None:
+    """Nothing is left for it; it has its data all the same."""
+    e = explainer("{ h = Tanh(x) g = Exp(h) y = Neg(g) }", at=["h", "g"])
+    through, last = e(SAMPLES)
+    np.testing.assert_array_equal(through.values, 0)
+    np.testing.assert_allclose(through.data, np.tanh(SAMPLES), rtol=1e-6)
+    np.testing.assert_allclose(total(last.values), last.outputs - last.base_values, atol=1e-6)
 
 
 def test_any_value_may_be_the_output() -> None:

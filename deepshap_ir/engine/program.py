@@ -205,6 +205,8 @@ def build_plan(
         return Plan(*split(op, list(dict.fromkeys(wanted.values()))), wanted, places, output, per_pair_base, ranked)
     for name in (*places, *bypassing):
         x, x0 = known[name]
+        if details and name not in explained:
+            result["place", name] = x
         m = found.get(name)
         if m is None:
             continue
@@ -229,8 +231,6 @@ def build_plan(
                 result[f"each {role}", name] = pair
         if details:
             contribution = per_output(pairs["sum"])
-            if name not in explained:
-                result["place", name] = x
             from_mean = contribution - op.sum_over(contribution, BACKGROUND, "ReduceMean")
             result["squares", name] = op.sum_over(from_mean, BACKGROUND, "ReduceSumSquare")
             result["absolute", name] = op.sum_over(contribution, BACKGROUND, "ReduceL1")

@@ -17,7 +17,15 @@ from deepshap_ir.importing.calls import Wanted, keep_calls
 from deepshap_ir.importing.control_flow import settle
 from deepshap_ir.importing.dependence import Dependence, Refusal, dependence, labelling, operator, standing
 from deepshap_ir.importing.feeds import Array, InputSpec, by_name, read, rows, suggest, take
-from deepshap_ir.importing.interface import Interface, cut, fed_specs, float_outputs, inside_dtypes, value_info
+from deepshap_ir.importing.interface import (
+    Interface,
+    cut,
+    fed_specs,
+    float_outputs,
+    inside_dtypes,
+    list_order,
+    value_info,
+)
 from deepshap_ir.importing.load import load_model
 from deepshap_ir.importing.loop_bodies import import_bodies
 from deepshap_ir.importing.normalise import normalise
@@ -73,6 +81,7 @@ class Imported:
     explained : names of the explained inputs.
     held : names of values that keep the sample's own value in the reference pass: other model inputs that are fed,
         and values in the middle named by ``hold=``.
+    listed : the graph's inputs in the order in which a list of data for all of them has them, that of the file.
     output : name of the explained output.
     specs : of every graph input, to read more data with `deepshap_ir.importing.feeds.read`.
     background : input name -> rows, in the dtypes of the graph.
@@ -84,6 +93,7 @@ class Imported:
     model: ModelProto
     explained: tuple[str, ...]
     held: tuple[str, ...]
+    listed: tuple[str, ...]
     output: str
     specs: tuple[InputSpec, ...]
     background: dict[str, Array]
@@ -130,8 +140,8 @@ class Imported:
         ------
         InputError : the number of arrays is not that of the inputs.
         """
-        every = isinstance(data, (list, tuple)) and len(data) == len(self.graph.inputs)
-        return by_name(data, self.graph.inputs if every else self.explained, what)
+        every = isinstance(data, (list, tuple)) and len(data) == len(self.listed)
+        return by_name(data, self.listed if every else self.explained, what)
 
 
 def import_model(
@@ -214,6 +224,7 @@ def import_model(
         model=model,
         explained=tuple(name for name in fed if name in face.explained),
         held=(*(name for name in fed if name not in face.explained), *face.held_inside),
+        listed=tuple(list_order(face, fed)),
         output=face.output,
         specs=tuple(_exact(spec, graph) for name in fed for spec in specs if spec.name == name),
         background={name: arrays[name] for name in fed},

@@ -302,13 +302,21 @@ def _named_output(model: ModelProto, output: str | int | None, made: Sequence[st
     )
 
 
+def list_order(face: Interface, fed: Sequence[str]) -> list[str]:
+    """Return the names to which a list of all that is `fed`, the explained first, refers: in the order of the file."""
+    in_the_file = set(fed) <= set(face.declared) and not set(fed) <= set(face.explained)
+    return [name for name in face.declared if name in fed] if in_the_file else list(fed)
+
+
 def _order(face: Interface, wanted: Mapping[str, ValueInfoProto], background: Any) -> list[str]:
     """Return the names to which a list of arrays refers."""
+    count = len(background) if is_list(background) else 1
     if not face.by_default:
-        return list(face.explained)
+        fed = [*face.explained, *(name for name in wanted if name not in face.explained)]
+        return list_order(face, fed) if count == len(fed) else list(face.explained)
     every = [name for name in face.declared if name not in face.constants]
     required = [name for name in every if name in wanted]
-    return required if len(required) == (len(background) if is_list(background) else 1) else every
+    return required if len(required) == count else every
 
 
 def _dtype(declared: TypeProto, name: str) -> np.dtype[Any]:
