@@ -51,7 +51,7 @@ def load_model(source: str | os.PathLike[str] | bytes | BinaryIO | ModelProto | 
         model = _from_file(source, name)
     else:
         name = "the onnx_ir.Model"
-        model = _from_ir(source)
+        model = _from_ir(source, name)
     _clean_imports(model)
     _check_versions(model, name)
     _check(model, name)
@@ -97,14 +97,20 @@ def _from_file(file: Any, name: str) -> ModelProto:
     return model
 
 
-def _from_ir(source: Any) -> ModelProto:
+def _from_ir(source: Any, name: str) -> ModelProto:
     import onnx_ir
 
     if not isinstance(source, onnx_ir.Model):
         raise ModelError(
             f"a model is a path, bytes, a binary file, an onnx.ModelProto or an onnx_ir.Model, not {type(source)!r}."
         )
-    return onnx_ir.to_proto(source)
+    model = onnx_ir.to_proto(source)
+    tensors = (value.const_value for graph in source.graphs() for value in graph.initializers.values())
+    folders = {os.fspath(tensor.base_dir) for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}
+    if len(folders) == 1:
+        _load_external(model, Path(*folders), name)
+    _refuse_external(model, name)
+    return model
 
 
 def _external(model: ModelProto) -> list[TensorProto]:

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper, version_converter
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    helper,
+    inliner,
+    numpy_helper,
+    version_converter,
+)
+from onnx.defs import SchemaError, get_schema
 
 from deepshap_ir.errors import ModelError
 from deepshap_ir.importing.calls import Wanted, mark_calls, note_marks
@@ -91,9 +102,13 @@ def _inline_functions(model: ModelProto, calls: Wanted | None) -> ModelProto:
         mark_calls(model, calls)
     small, large = skeleton(model)
     versions = {entry.domain: entry.version for entry in model.opset_import}
+    for function in small.functions:
+        for entry in function.opset_import:
+            if _same_operators(function, entry, versions.get(entry.domain, entry.version)):
+                entry.version = versions.get(entry.domain, entry.version)
     convert = any(
         versions.get(entry.domain, entry.version) != entry.version
-        for function in model.functions
+        for function in small.functions
         for entry in function.opset_import
     )
     try:
@@ -105,6 +120,22 @@ def _inline_functions(model: ModelProto, calls: Wanted | None) -> ModelProto:
         raise ModelError(f"the local functions {', '.join(names)} cannot be inlined: {one_line(error)}") from None
     del small.functions[:]
     return restored(small, large)
+
+
+def _same_operators(function: FunctionProto, entry: OperatorSetIdProto, version: int) -> bool:
+    """Whether all that `function` takes from an operator set is the same in another version of it.
+
+    Where it is, nothing is to be converted, for which ``onnx.inliner`` needs types that calls in functions do not have.
+    """
+    domain = entry.domain
+    nodes = [node for outer in function.node for node in (outer, *(n for b in bodies(outer) for n in all_nodes(b)))]
+    try:
+        return all(
+            get_schema(op, entry.version, domain).since_version == get_schema(op, version, domain).since_version
+            for op in {node.op_type for node in nodes if node.domain == domain}
+        )
+    except SchemaError:
+        return False
 
 
 def _spell_out_defaults(model: ModelProto) -> None:

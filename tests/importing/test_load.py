@@ -62,12 +62,14 @@ def test_the_callers_model_is_not_touched() -> None:
     assert loaded.opset_import[0].domain == ""
 
 
-@pytest.mark.parametrize("how", ["path", "file"])
+@pytest.mark.parametrize("how", ["path", "file", "onnx_ir"])
 def test_external_data_are_loaded(tmp_path: Path, how: str) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(with_weights(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     if how == "path":
         loaded = load_model(path)
+    elif how == "onnx_ir":
+        loaded = load_model(onnx_ir.load(path))
     else:
         with path.open("rb") as file:
             loaded = load_model(file)

@@ -158,6 +158,21 @@ def test_functions_of_another_opset() -> None:
     np.testing.assert_allclose(Runner(result).run({"x": x})["y"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [16, 18])
+def test_functions_of_another_opset_in_functions(opset: int) -> None:
+    """The types of what a call in a function gives are unknown, and not needed where no operator changed."""
+    inner = LEAKY.replace("17", str(opset))
+    more = (
+        inner
+        + f"""<domain: "local", opset_import: ["" : {opset}, "local" : 1]>
+    gated (a) => (c) {{ b = local.leaky(a) \n c = Mul(a, b) }}"""
+    )
+    x = -data(2, 4)
+    before, after, result = both(parsed("{ y = local.gated(x) }", more=more), {"x": x})
+    np.testing.assert_allclose(after, before)
+    assert {node.op_type for node in result.graph.node} == {"LeakyRelu", "Identity", "Mul"}
+
+
 # --- opsets --------------------------------------------------------------------------------------------------------
 
 OLD = [
