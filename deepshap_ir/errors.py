@@ -1,5 +1,9 @@
 """Every error that this library raises on purpose."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class DeepShapError(Exception):
     """Base class of the errors below."""
@@ -14,7 +18,14 @@ class InputError(DeepShapError, ValueError):
 
 
 class UnsupportedOperatorError(DeepShapError):
-    """Some operators on the way from the explained inputs to the output have no rule."""
+    """Some operators on the way from the explained inputs to the output have no rule.
+
+    `values` are names of what the nodes give that no rule could explain, where the model is refused for them.
+    """
+
+    def __init__(self, message: str, values: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.values = frozenset(values)
 
 
 class RuleError(DeepShapError):

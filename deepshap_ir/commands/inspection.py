@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class Operators:
     count : how many nodes.
     rule : its name; None where there is none, and where no explained input reaches the nodes.
     exact : whether the rule sums to delta for every input; None without a rule.
-    supported : False for an operator that needs a rule and has none.
-    nodes : their names.
+    supported : False for an operator that needs a rule and has none, and for nodes that no rule could explain.
+    nodes : their names; in the file of a refused model, names of what they give where it does not name them.
     """
 
     operator: str
@@ -114,12 +114,14 @@ def inspect_model(
     kernels = CustomOps.of(custom_ops).with_functions(expansion_functions(resolver))
     found: dict[str, tuple[Node, bool]] = {}
     explained, graphs, refusal = [], [], None
+    refused: set[str] = set()
     for name in outputs:
         try:
             with kernels.known():
                 imported = _imported(model, Choices(name, None, chosen.inputs, chosen.hold), resolver, shapes or {})
         except UnsupportedOperatorError as error:
             refusal = str(error)
+            refused |= error.values
             continue
         explained.append(imported.output)
         graphs.append(imported.graph)
@@ -128,15 +130,13 @@ def inspect_model(
         check_keys(resolver.given, *graphs)
     else:
         versions = {entry.domain: entry.version for entry in model.opset_import}
-        found = {
-            f"{position} {node.name}": (_read(node, versions.get(node.domain, 1)), True)
-            for position, node in enumerate(model.graph.node)
-        }
+        nodes = [_read(node, versions.get(node.domain, 1)) for node in model.graph.node]
+        found = {f"{position} {node.name}": (node, True) for position, node in enumerate(nodes)}
     return Inspection(
         {value.name: _declared(value) for value in model.graph.input if value.name not in _fixed(model)},
         {value.name: _declared(value) for value in model.graph.output},
         tuple(explained),
-        _grouped(found.values(), resolver, final=refusal is None),
+        _grouped(found.values(), resolver, refused if refusal else None),
         refusal,
     )
 
@@ -191,17 +191,19 @@ def _nodes(graph: Graph, explained: Sequence[str]) -> dict[str, tuple[Node, bool
     }
 
 
-def _grouped(found: Any, resolver: Resolver, final: bool) -> tuple[Operators, ...]:
+def _grouped(found: Any, resolver: Resolver, refused: Set[str] | None) -> tuple[Operators, ...]:
     """The nodes by operator and rule, most frequent first, those without a rule before all others.
 
     Parameters
     ----------
-    final : whether an operator without a rule cannot be expanded any more.
+    refused : what the nodes give that no rule could explain; None where the model is not refused, so that what has no
+        rule will have none.
     """
     groups: dict[tuple[str, str | None, bool | None, bool], list[str]] = {}
     for node, varies in found:
-        rule = resolver.rule(node) if varies else None
-        supported = rule is not None or not varies or not final
+        standing = refused is not None and not refused.isdisjoint(node.outputs)
+        rule = resolver.rule(node) if varies and not standing else None
+        supported = not standing and (rule is not None or not varies or refused is not None)
         key = (node.operator, rule.name if rule else None, rule.exact if rule else None, supported)
         groups.setdefault(key, []).append(node.name)
     rows = [Operators(key[0], len(names), *key[1:], tuple(names)) for key, names in groups.items()]
@@ -210,7 +212,8 @@ def _grouped(found: Any, resolver: Resolver, final: bool) -> tuple[Operators, ..
 
 def _read(node: Any, version: int) -> Node:
     domain, _, name = operator(node).rpartition("::")
-    return Node(node.name, name, tuple(node.input), tuple(node.output), domain=domain, version=version)
+    given = node.name or next(iter(node.output), "")
+    return Node(given, name, tuple(node.input), tuple(node.output), domain=domain, version=version)
 
 
 def _fixed(model: ModelProto) -> set[str]:

@@ -120,7 +120,7 @@ def print_inspection(console: Console, model: Path, inspection: Inspection) -> N
     if inspection.refusal is not None:
         _line(console, inspection.refusal, "red")
     unsupported = dict.fromkeys(row.operator for row in inspection.operators if not row.supported)
-    if unsupported:
+    if unsupported and inspection.refusal is None:
         _line(
             console,
             f"No rule for {', '.join(unsupported)}: write one (see deepshap_ir.extend) and give it with --rules",

@@ -289,7 +289,8 @@ def _refuse(
             if _stands_without(model, output, [other for other in fed if other != name], more)
         )
         raise UnsupportedOperatorError(
-            f"the model cannot be explained between its inputs and {output!r}:\n" + "\n".join(lines) + remedy
+            f"the model cannot be explained between its inputs and {output!r}:\n" + "\n".join(lines) + remedy,
+            [name for r in standing_ for name in r.outer.output if name],
         )
 
 

@@ -62,7 +62,7 @@ def _body_graph(model: ModelProto, fed: Mapping[str, Any], node: Node, change: C
     refusals = standing(model.graph, outputs, found)
     if refusals:
         lines = [f"  {operator(r.node)} node {r.node.name!r}: {r.reason}" for r in refusals]
-        raise UnsupportedOperatorError(f"{node} cannot be explained:\n" + "\n".join(lines))
+        raise UnsupportedOperatorError(f"{node} cannot be explained:\n" + "\n".join(lines), filter(None, node.outputs))
     graph = build_graph(model, values, found, list(fed), outputs, dict.fromkeys(fed))
     nodes = []
     for name in outputs:

@@ -110,6 +110,9 @@ def test_a_model_that_is_refused_shows_its_operators_and_the_reason(saved: Path)
     assert "RandomNormalLike" in inspection.refusal
     assert {found.operator for found in inspection.operators} == {"RandomNormalLike", "Tanh", "Add"}
     assert row(inspection, "Tanh").rule is not None
+    assert row(inspection, "Tanh").supported
+    noise = inspection.operators[0]  # first, as it is what has to be changed
+    assert (noise.operator, noise.rule, noise.supported, noise.nodes) == ("RandomNormalLike", None, False, ("noise",))
 
 
 @pytest.mark.parametrize(
