@@ -110,9 +110,11 @@ class Context(_NodeView):
     Attributes
     ----------
     hands_nan_on : whether the node does something to each element before an operator that is made for NaN.
+    keeps_zeros : whether it is a product behind the branch of a choice, of which a factor may be no number.
     """
 
     hands_nan_on = False
+    keeps_zeros = False
 
     def __init__(
         self,

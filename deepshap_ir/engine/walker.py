@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from deepshap_ir.engine.choices import behind_choices
 from deepshap_ir.engine.context import (
     ELEMENT_BY_ELEMENT,
     MADE_FOR_NAN,
@@ -77,6 +78,7 @@ class Walker:
         split = self._split(graph, known, leaves)
         made_for_nan = [name for node in graph.nodes if node.operator in MADE_FOR_NAN for name in node.inputs]
         may_be_nan = graph.upstream(made_for_nan)
+        guarded = behind_choices(graph)
 
         def multiplier(name: str) -> Value | Parts | None:
             if name not in total and name in parts:
@@ -93,6 +95,7 @@ class Walker:
             if all(m is None for m in ms) or not any(pair and pair[0] is not pair[1] for pair in inputs):
                 continue
             context = self.context(node, graph, known, split)
+            context.keeps_zeros = node.name in guarded
             context.hands_nan_on = node.operator in ELEMENT_BY_ELEMENT and node.outputs[0] in may_be_nan
             for name, value in zip(node.inputs, self.apply(context, ms), strict=True):
                 if value is not None:
@@ -173,7 +176,10 @@ class Walker:
             raise RuleError(f"{place} failed: {type(error).__name__}: {error}{_hint(error)}") from error
         finally:
             self._depth -= 1
-        result = [self._checked(context, i, m, place) for i, m in enumerate(_listed(context, answer, place))]
+        result = _listed(context, answer, place)
+        if context.keeps_zeros:
+            result = [self._zero_kept(m, ms[0]) for m in result]
+        result = [self._checked(context, i, m, place) for i, m in enumerate(result)]
         if context.hands_nan_on:
             result = [
                 m if not isinstance(m, Value) else self._at_nan(context, i, m, ms[0]) for i, m in enumerate(result)
@@ -205,6 +211,12 @@ class Walker:
         if fitted is None:
             raise RuleError(f"{place} gives a multiplier of shape {m.shape} for input {i} of shape {x.shape}")
         return fitted
+
+    def _zero_kept(self, m: Value | Parts | None, above: Value | Parts | None) -> Value | Parts | None:
+        """The multiplier of an element, 0 where the one that it comes from is 0."""
+        if not isinstance(m, Value) or not isinstance(above, Value) or m.shape != above.shape:
+            return m
+        return self.op.Where(self.op.Equal(above, 0.0), self.op.constant(0.0, m.dtype), m)
 
     def _at_nan(self, context: Context, i: int, m: Value, above: Value | Parts | None) -> Value:
         """The multiplier of an element, the secant of what NaN counts as where it is NaN."""
