@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,16 @@ from deepshap_ir.converters.tensorflow_graph import MARK, MARKING
 
 def handlers() -> dict[str, tuple[Any, list[Any]]]:
     """Return them as ``tf2onnx.convert.from_graph_def`` takes them."""
-    return {name: (handler, []) for name, handler in OPERATORS.items()}
+
+    def written(formula: Callable[..., Any]) -> Any:
+        def handler(context: Any, node: Any, name: str, args: Any) -> Any:
+            op = Writer(context, node)
+            return formula(op, *op.inputs)
+
+        return handler
+
+    known = OPERATORS | {name: written(formula) for name, formula in FORMULAS.items()}
+    return {name: (handler, []) for name, handler in known.items()}
 
 
 def marking(context: Any, node: Any, name: str, args: Any) -> Any:
@@ -23,39 +33,107 @@ def marking(context: Any, node: Any, name: str, args: Any) -> Any:
     return node
 
 
-def erfc(context: Any, node: Any, name: str, args: Any) -> Any:
+class Writer:
+    """Writes the nodes that take the place of one of TensorFlow's, whose dtype they have.
+
+    Parameters
+    ----------
+    context, node : as tf2onnx gives them to a handler.
+    """
+
+    def __init__(self, context: Any, node: Any) -> None:
+        self.context, self.node = context, node
+        self.inputs, self.outputs = list(node.input), list(node.output)
+        self.dtype, self.shape = context.get_dtype(node.output[0]), context.get_shape(node.output[0])
+        context.remove_node(node.name)
+
+    def __call__(self, op_type: str, *operands: str | float) -> str:
+        """The name of what one more node makes of values and numbers."""
+        name: str = self.context.make_node(op_type, self._named(operands)).output[0]
+        return name
+
+    def last(self, op_type: str, *operands: str | float) -> Any:
+        """The node that makes what the one of TensorFlow made."""
+        return self.context.make_node(
+            op_type,
+            self._named(operands),
+            name=self.node.name,
+            outputs=self.outputs,
+            dtypes=[self.dtype],
+            shapes=[self.shape],
+        )
+
+    def _named(self, operands: Sequence[str | float]) -> list[str]:
+        from onnx import helper
+        from tf2onnx.utils import make_name
+
+        dtype = helper.tensor_dtype_to_np_dtype(self.dtype)
+        return [
+            x
+            if isinstance(x, str)
+            else self.context.make_const(make_name(f"{self.node.name}_number"), np.array(x, dtype)).output[0]
+            for x in operands
+        ]
+
+
+def erfc(op: Writer, x: str) -> Any:
     """``1 - Erf(x)``: tf2onnx writes an operator that ONNX does not have."""
-    return _with_one(context, node, "Erf", one_first=True)
+    return op.last("Sub", 1, op("Erf", x))
 
 
-def expm1(context: Any, node: Any, name: str, args: Any) -> Any:
+def expm1(op: Writer, x: str) -> Any:
     """``Exp(x) - 1``."""
-    return _with_one(context, node, "Exp", one_first=False)
+    return op.last("Sub", op("Exp", x), 1)
 
 
-def _with_one(context: Any, node: Any, function: str, one_first: bool) -> Any:
-    """Write a function of one number and its difference from 1."""
-    from onnx import helper
-
-    dtype, shape, outputs = context.get_dtype(node.output[0]), context.get_shape(node.output[0]), node.output
-    x = node.input[0]
-    context.remove_node(node.name)
-    made = context.make_node(function, [x], dtypes=[dtype], shapes=[shape]).output[0]
-    one = context.make_const(f"{node.name}_one", np.ones((), helper.tensor_dtype_to_np_dtype(dtype))).output[0]
-    operands = [one, made] if one_first else [made, one]
-    return context.make_node("Sub", operands, name=node.name, outputs=outputs, dtypes=[dtype], shapes=[shape])
-
-
-def log1p(context: Any, node: Any, name: str, args: Any) -> Any:
+def log1p(op: Writer, x: str) -> Any:
     """``Log(x + 1)``."""
-    from onnx import helper
+    return op.last("Log", op("Add", x, 1))
 
-    dtype, shape, outputs = context.get_dtype(node.output[0]), context.get_shape(node.output[0]), node.output
-    x = node.input[0]
-    context.remove_node(node.name)
-    one = context.make_const(f"{node.name}_one", np.ones((), helper.tensor_dtype_to_np_dtype(dtype))).output[0]
-    more = context.make_node("Add", [x, one], dtypes=[dtype], shapes=[shape]).output[0]
-    return context.make_node("Log", [more], name=node.name, outputs=outputs, dtypes=[dtype], shapes=[shape])
+
+def mul_no_nan(op: Writer, x: str, y: str) -> Any:
+    """``x y``, 0 where y is."""
+    return op.last("Where", op("Equal", y, 0), 0, op("Mul", x, y))
+
+
+def xlogy(op: Writer, x: str, y: str) -> Any:
+    """``x Log(y)``, 0 where x is."""
+    return op.last("Where", op("Equal", x, 0), 0, op("Mul", x, op("Log", y)))
+
+
+def xlog1py(op: Writer, x: str, y: str) -> Any:
+    """``x Log(y + 1)``, 0 where x is."""
+    return op.last("Where", op("Equal", x, 0), 0, op("Mul", x, op("Log", op("Add", y, 1))))
+
+
+SHIFT = 6
+"""Stirling's series stands at ``x + SHIFT``, from where the recurrence leads back to x."""
+
+
+def lgamma(op: Writer, x: str) -> Any:
+    """``ln Gamma(x)`` where x > 0 (to 5e-6 in float32), else NaN.
+
+    ``ln Gamma(s) = (s - 1/2) ln s - s + ln(2 pi) / 2 + 1 / 12 s - 1 / 360 s^3 + 1 / 1260 s^5``, and
+    ``ln Gamma(x) = ln Gamma(x + 6) - ln x - ... - ln (x + 5)``.
+    """
+    s = op("Add", x, SHIFT)
+    total = op("Sub", op("Mul", op("Sub", s, 0.5), op("Log", s)), op("Sub", s, 0.5 * np.log(2 * np.pi)))
+    for factor, power in ((12, 1), (-360, 3), (1260, 5)):
+        total = op("Add", total, op("Div", 1 / factor, op("Pow", s, power)))
+    for i in range(1, SHIFT):
+        total = op("Sub", total, op("Log", op("Add", x, i)))
+    return op.last("Sub", total, op("Log", x))
+
+
+def digamma(op: Writer, x: str) -> Any:
+    """The derivative of ``ln Gamma(x)`` where x > 0: ``ln s - 1 / 2 s - 1 / 12 s^2 + 1 / 120 s^4 - 1 / 252 s^6``."""
+    s = op("Add", x, SHIFT)
+    total = op("Log", s)
+    for factor, power in ((-2, 1), (-12, 2), (120, 4), (-252, 6)):
+        total = op("Add", total, op("Div", 1 / factor, op("Pow", s, power)))
+    for i in range(1, SHIFT):
+        total = op("Sub", total, op("Reciprocal", op("Add", x, i)))
+    return op.last("Sub", total, op("Reciprocal", x))
 
 
 def select(context: Any, node: Any, name: str, args: Any) -> Any:
@@ -90,11 +168,20 @@ def bucketize(context: Any, node: Any, name: str, args: Any) -> Any:
     )
 
 
-OPERATORS = {
-    MARKING: marking,
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "Digamma": digamma,
     "Erfc": erfc,
     "Expm1": expm1,
+    "Lgamma": lgamma,
     "Log1p": log1p,
+    "MulNoNan": mul_no_nan,
+    "Xlog1py": xlog1py,
+    "Xlogy": xlogy,
+}
+"""Operators of numbers -> what writes them with others."""
+
+OPERATORS = {
+    MARKING: marking,
     "Select": select,
     "SelectV2": select,
     "Bucketize": bucketize,
