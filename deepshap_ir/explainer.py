@@ -23,6 +23,7 @@ from deepshap_ir.errors import InputError
 from deepshap_ir.explanation import make_explanation
 from deepshap_ir.graph import Array, Graph
 from deepshap_ir.importing.feeds import as_array, is_list
+from deepshap_ir.importing.interface import name_list
 from deepshap_ir.request import Request, Setup
 from deepshap_ir.rule_table import RuleRow, rule_rows
 from deepshap_ir.specialisation import References, Specialisation
@@ -127,20 +128,20 @@ class DeepExplainer:
             raise InputError(f"{chosen} takes no providers=")
         if output is not None and (isinstance(output, bool) or not isinstance(output, str | int | np.integer)):
             raise InputError(f"output={output!r}: expected a name or an index")
-        if threads is not None and threads < 1:
+        if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
             raise InputError(f"threads={threads}: expected at least 1, or None for as many as there are cores")
-        if isinstance(inputs, str):
-            raise InputError(f"inputs: expected a list of names, given the text {inputs!r}; write [{inputs!r}].")
+        if data is None:
+            raise InputError("data=None: expected the background, rows that the samples are compared with")
         self.model = model.model if isinstance(model, Conversion) else model
         self.data = data
-        places = tuple([at] if isinstance(at, str) else at or ())
+        places = tuple(name_list([at] if isinstance(at, str) else at or (), "at"))
         settings = Settings(output, places, hold, batch_axes or {}, session, learning_phase_flags)
         is_onnx = not isinstance(model, Conversion) and find(model, settings) is onnx_file
         self._given_limit = memory_limit
         self._rules = rules
         self._setup = Setup(
             settings=settings,
-            inputs=None if inputs is None else tuple(inputs),
+            inputs=None if inputs is None else tuple(name_list(inputs, "inputs")),
             logits=logits,
             own_references=callable(data),
             resolver=Resolver(rule_sets(rules), options),

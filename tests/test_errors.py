@@ -115,10 +115,16 @@ def test_an_operator_without_a_rule_is_an_error_before_anything_runs(monkeypatch
         ({"at": ["z"]}, "at: the model has no value 'z'. There are: 'x', 'a', 'b', 'y'"),
         ({"threads": 0}, "threads=0: expected at least 1, or None"),
         ({"backend": "reference", "providers": ["X"]}, "backend='reference' takes no providers="),
+        ({"threads": 1.5}, "threads=1.5: expected at least 1, or None"),
+        ({"providers": "CPUExecutionProvider"}, r"providers: expected a list, given the text 'CPU.*write \['CPUEx"),
+        ({"at": 3}, "at: expected a list of names, given 3"),
+        ({"inputs": [0]}, r"inputs: expected a list of names, given \[0\]"),
+        ({"hold": 1.0}, "hold: expected a list of names, given 1.0"),
         ({"hold": ["z"]}, "hold: the model has no value 'z'"),
         ({"hold": ["x"]}, "does not depend on any input"),
         ({"hold": ["b"]}, r"'y' does not depend on the explained inputs \['x'\] but through the held values \['b'\]"),
         ({"batch_axes": {"z": 1}}, "batch_axes: the model has no input 'z'"),
+        ({"batch_axes": {"x": "rows"}}, "batch_axes: expected a position or None for 'x', given 'rows'"),
         ({"batch_axes": {"x": 2}}, "batch_axes: 'x' has 2 axes, so its batch cannot be axis 2"),
     ],
 )
@@ -192,6 +198,11 @@ def test_data_that_are_not_finite(number: float) -> None:
         explain(samples=with_one(SAMPLES, (1, 2), number))
     with pytest.raises(NonFiniteError, match=rf"background of input 'x': {number} in row 4, at index \[4, 0\]"):
         explain(background=with_one(BACKGROUND, (4, 0), number))
+
+
+def test_no_background() -> None:
+    with pytest.raises(InputError, match="data=None: expected the background"):
+        DeepExplainer(parsed(NET), None)
 
 
 LOG = "{ [log] a = Log(x) [neg] y = Neg(a) }"

@@ -56,6 +56,8 @@ class OnnxRuntime:
         custom_ops: CustomOps = CustomOps(),  # noqa: B008  (frozen)
     ) -> None:
         available = onnxruntime.get_available_providers()
+        if isinstance(providers, str):
+            raise InputError(f"providers: expected a list, given the text {providers!r}; write [{providers!r}].")
         wanted = list(providers) if providers else ["CPUExecutionProvider"]
         missing = [p for p in wanted if (p if isinstance(p, str) else p[0]) not in available]
         if missing:

@@ -173,7 +173,10 @@ def _cast(array: Array, dtype: np.dtype[Any], where: str) -> Array:
     if not fits:
         raise InputError(f"{where}: expected {dtype}, given {array.dtype}. Convert it to {dtype} first.")
     with np.errstate(over="ignore"):
-        return array.astype(dtype)
+        cast = array.astype(dtype)
+    if dtype.kind == given == "f" and np.any(too_large := np.isinf(cast) & np.isfinite(array)):
+        raise NonFiniteError(f"{where}: {array[too_large][0]:.6g} is too large for {dtype}.")
+    return cast
 
 
 def _check_shape(array: Array, spec: InputSpec, where: str) -> None:

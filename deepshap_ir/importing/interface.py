@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,9 @@ class Interface:
         declared = {value.name: value for value in model.graph.input if value.name not in fixed}
         made = [name for node in model.graph.node for name in node.output if name]
         known = [*declared, *made]
-        holds = dict(hold) if isinstance(hold, Mapping) else dict.fromkeys(_names(hold, "hold"), None)
-        chosen = _names(inputs, "inputs") if inputs is not None else [name for name in declared if name not in holds]
-        kept = _names(keep, "at")
+        holds = dict(hold) if isinstance(hold, Mapping) else dict.fromkeys(name_list(hold, "hold"), None)
+        chosen = name_list(inputs, "inputs") if inputs is not None else [name for name in declared if name not in holds]
+        kept = name_list(keep, "at")
         for option, names in (("inputs", chosen), ("hold", list(holds)), ("at", kept)):
             for name in names:
                 if name not in known:
@@ -83,6 +83,8 @@ class Interface:
             if name not in declared and name not in chosen:
                 fed = list(dict.fromkeys([*declared, *chosen]))
                 raise InputError(f"batch_axes: the model has no input {name!r}.{suggest(name, fed)}")
+            if axes[name] is not None and not isinstance(axes[name], int | np.integer):
+                raise InputError(f"batch_axes: expected a position or None for {name!r}, given {axes[name]!r}.")
         return cls(
             output=_choose_output(model, output, made),
             explained=tuple(chosen),
@@ -258,10 +260,18 @@ def float_outputs(model: ModelProto) -> list[str]:
     ]
 
 
-def _names(names: Sequence[str], option: str) -> list[str]:
-    if isinstance(names, str):
-        raise InputError(f"{option}: expected a list of names, given the text {names!r}; write [{names!r}].")
-    return list(names)
+def name_list(given: Sequence[str], option: str) -> list[str]:
+    """Return the names that are given for `option`.
+
+    Raises
+    ------
+    InputError : they are no list, or not of text.
+    """
+    if isinstance(given, str):
+        raise InputError(f"{option}: expected a list of names, given the text {given!r}; write [{given!r}].")
+    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{option}: expected a list of names, given {given!r}.")
+    return list(given)
 
 
 def _listed(names: Sequence[str]) -> str:

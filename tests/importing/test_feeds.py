@@ -34,7 +34,7 @@ def test_data_that_do_not_fit() -> None:
     bad[2, 1] = np.inf
     with pytest.raises(NonFiniteError, match="inf in row 2"):
         import_model(model, bad)
-    with pytest.raises(NonFiniteError, match="inf in row 0"):
+    with pytest.raises(NonFiniteError, match=r"1e\+300 is too large for float32"):
         import_model(model, np.full((1, 4), 1e300))
 
 
