@@ -178,6 +178,7 @@ class Interface:
 
 def cut(model: ModelProto, face: Interface) -> ModelProto:
     """Return `model` with values in the middle as inputs, and values held at an array as initializers."""
+    _check_constants(face)
     types = inside_dtypes(model, face.inside)
     given = {name: value_info(name, dtype) for name, dtype in types.items()}
     for value in model.graph.input:
@@ -193,6 +194,19 @@ def cut(model: ModelProto, face: Interface) -> ModelProto:
         array = read(face.constants[value.name], spec, "hold")
         result.graph.initializer.append(numpy_helper.from_array(array, value.name))
     return result
+
+
+def _check_constants(face: Interface) -> None:
+    """Refuse arrays of several rows where the file has the batch of an explained input."""
+    batches = {_free_name(face.declared.get(name), face.batch_axes.get(name, 0)) for name in face.explained} - {""}
+    for name, array in face.constants.items():
+        value = face.declared.get(name)
+        rows = array.shape[0] if value is not None and array.ndim == len(_dims(value) or ()) > 0 else 1
+        if rows != 1 and name not in face.batch_axes and _free_name(value, 0) in batches:
+            raise InputError(
+                f"hold: {name!r} has the batch along axis 0, so that a constant has one row there, given {rows}. "
+                f"A value for each sample is fed with the data: hold=[{name!r}]."
+            )
 
 
 def inside_dtypes(model: ModelProto, names: Sequence[str]) -> dict[str, np.dtype[Any]]:
@@ -344,6 +358,12 @@ def _dims(value: ValueInfoProto) -> list[int | None] | None:
     if not value.type.tensor_type.HasField("shape"):
         return None
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+
+
+def _free_name(value: ValueInfoProto | None, axis: int | None) -> str:
+    """Return the name of a free dimension, empty where it has none."""
+    dims = [] if value is None or axis is None else value.type.tensor_type.shape.dim
+    return dims[axis].dim_param if axis is not None and -len(dims) <= axis < len(dims) else ""
 
 
 def _axis(face: Interface, name: str, rank: int | None) -> int | None:

@@ -378,7 +378,7 @@ def test_the_bar_counts_all_triples(monkeypatch: pytest.MonkeyPatch) -> None:
     (bar,) = bars
     assert bar.total == bar.done == K * N * B
     assert bar.closed
-    assert (bar.options["delay"], bar.options["disable"]) == (module.SHOW_PROGRESS_AFTER, None)
+    assert (bar.options["delay"], bar.options["disable"]) == (2.0, None)  # seconds; on a terminal
 
 
 # --- memory

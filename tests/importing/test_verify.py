@@ -74,6 +74,13 @@ def test_inputs_without_a_batch() -> None:
     np.testing.assert_array_equal(fixed.graph.constants["scale"], [0, 1, 2, 3])
 
 
+def test_a_constant_has_one_row_which_every_row_of_a_batch_gets() -> None:
+    model = parsed("{ y = Concat <axis = 1> (x, h) }", "(float[N,4] x, float[N,3] h) => (float[N,7] y)")
+    assert import_model(model, data(5, 4), hold={"h": data(1, 3)}).warnings == []
+    with pytest.raises(InputError, match=r"hold: 'h' has the batch along axis 0.*one row there, given 5.*hold=\['h'\]"):
+        import_model(model, data(5, 4), hold={"h": data(5, 3)})
+
+
 def test_rows_that_the_batch_multiplies() -> None:
     body = "<int64[2] s = {-1, 2}> { h = Relu(x) \n y = Reshape(h, s) }"
     imported = import_model(parsed(body, "(float[N,4] x) => (float[M,2] y)"), data(3, 4))
