@@ -21,6 +21,9 @@ LOW = -1e9
 HIGHEST = LOW / 2
 """Scores below are masked."""
 
+LOWEST = -(2.0**70)
+"""What masks by lower numbers get: its products do not overflow, and scores that are added to it make no difference."""
+
 LARGE = 5e3
 """Numbers beyond are masks when they are added to scores: -1e4 is a usual one."""
 
@@ -60,8 +63,9 @@ def low_masks(graph: Graph, keep: Collection[str]) -> Graph:
     """Tell a softmax of scores that are masked by large finite numbers that whole rows of it may be.
 
     All scores of such a row fall by the same, which makes no difference: what jumps shares the change of the softmax,
-    and float32 does not have to hold ``-1e9`` beside scores. Where a choice between scores and less than `LOW` has no
-    other way than to a softmax, that becomes `LOW`: the lowest float has a delta that overflows.
+    and float32 does not have to hold ``-1e9`` beside scores. Where a choice between scores and less than `LOWEST` has
+    no other way than to a softmax, that becomes `LOWEST`: the lowest float has a delta that overflows. Not beside other
+    numbers as low: in a row masked as a whole the softmax tells them apart.
     """
     scores: set[str] = set()
     for node in graph.nodes:
@@ -72,14 +76,15 @@ def low_masks(graph: Graph, keep: Collection[str]) -> Graph:
     if not scores:
         return graph
     limited_masks = _masks(graph, keep, _low, ("Softmax",))
+    limited_masks -= _mixed(graph, limited_masks)
 
     def mask(graph: Rewriter, node: Node) -> list[Node] | None:
-        lowest = [name for name in node.inputs[1:] if _lowest(graph.graph, name) < LOW]
+        lowest = [name for name in node.inputs[1:] if -np.inf < _lowest(graph.graph, name) < LOWEST]
         if node.outputs[0] not in limited_masks or not lowest:
             return None
         arrays = {name: graph.graph.constants[name] for name in lowest}
         limited = {
-            name: graph.constant(np.maximum(a, a.dtype.type(LOW)), f"{node.outputs[0]}/limited_{i}")
+            name: graph.constant(np.maximum(a, a.dtype.type(LOWEST)), f"{node.outputs[0]}/limited_{i}")
             for i, (name, a) in enumerate(arrays.items())
         }
         return [replace(node, inputs=tuple(limited.get(name, name) for name in node.inputs))]
@@ -112,6 +117,31 @@ def _masks(
         if node.operator == "Where" and not hidden and node.inputs[0] not in graph.constants:
             masks.update(node.outputs if any(masking(graph, name) for name in node.inputs[1:]) else ())
     return masks
+
+
+def _mixed(graph: Graph, masks: Collection[str]) -> set[str]:
+    """Those of `masks` that meet others, or other constants as large, on the way to a softmax."""
+    mixed: set[str] = set()
+    met: dict[str, set[tuple[str, float]]] = {}  # value -> the masks in it, "" for what is none, and their numbers
+    for node in graph.nodes if masks else ():
+        found = {one for name in node.reads for one in met.get(name, ())}
+        if node.operator in SOFTMAXES:
+            if len({(name in masks, number) for name, number in found}) > 1:
+                mixed.update(name for name, _ in found)
+            continue
+        mask = node.outputs[0] if node.outputs[0] in masks else ""
+        found.update((mask, number) for name in node.inputs for number in _far(graph, name))
+        met.update((name, found) for name in node.outputs if found)
+    return mixed
+
+
+def _far(graph: Graph, name: str) -> list[float]:
+    """The finite numbers of a constant that `LOWEST` does not leave far above it."""
+    array = graph.constants.get(name)
+    if array is None or array.dtype.kind != "f":
+        return []
+    found: list[float] = np.unique(array[np.isfinite(array) & (np.abs(array) > -LOWEST / 2)]).tolist()
+    return found
 
 
 def _compares(graph: Graph, node: Node) -> bool:
@@ -219,7 +249,9 @@ class _Masked:
         scores = [name for name in node.inputs if name in self.scores]
         if not scores or not _compares(graph.graph, node):
             return None
-        highest = graph.constant(np.array(HIGHEST, graph.graph.dtypes[scores[0]]), f"{node.outputs[0]}/highest")
+        shape = graph.shape(next(name for name in node.inputs if _infinite(graph.graph, name)))
+        array = np.full(shape, HIGHEST, graph.graph.dtypes[scores[0]])  # its rank may be that of the output
+        highest = graph.constant(array, f"{node.outputs[0]}/highest")
         return [replace(node, op_type="Less", inputs=(scores[0], highest))]
 
 

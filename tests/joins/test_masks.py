@@ -168,3 +168,38 @@ def test_infinity_that_something_else_reads_stays() -> None:
     model.graph.node.insert(index, parsed("{ q = Add(o, worst) \n y = Relu(x) }").graph.node[0])
     with pytest.raises(NonFiniteError, match=r"-inf"):
         DeepExplainer(model, np.array([[1, 2, 3, 4, 5], [8, 2, 7, 5, 5]])).shap_values(np.array([[1, 2, 3, 0, 0]]))
+
+
+ADDED, BESIDE = "m = Add(s, b)", "c = Add(x, k) \n m = Where(g, low, c)"
+
+
+@pytest.mark.parametrize(
+    ("masked", "causal", "precision"),
+    [(ADDED, 0.0, None), (ADDED, 0.0, "float64"), (BESIDE, -1e9, None), (BESIDE, -3e38, "float64")],
+)
+def test_a_row_that_is_masked_as_a_whole_is_that_of_the_file(masked: str, causal: float, precision: str | None) -> None:
+    """Where the lowest float swallows large scores, and beside another mask."""
+    text = f"{{ g = Greater(x, half) \n b = Where(g, low, none) \n s = Mul(x, large) \n {masked} \n y = Softmax(m) }}"
+    model = parsed(text, "(float[N,4] x) => (float[N,4] y)")
+    low, places = np.finfo(np.float32).min, np.array([0, causal, causal, causal])
+    for name, value in {"half": 0.5, "low": low, "none": 0.0, "large": 60.0, "k": places}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    x = np.array([[0.6, 0.9, 1.2, 2], [0.7, -1, -1, -1]], np.float32)  # all, and what the other constant leaves
+    x0 = -np.abs(RNG.normal(size=(3, 4))).astype(np.float32)
+    phi = DeepExplainer(model, x0, precision=precision).shap_values(x)
+    delta = Runner(model).run({"x": x})["y"] - Runner(model).run({"x": x0})["y"].mean(0)
+    np.testing.assert_allclose(phi.sum(1), delta, atol=1e-5)
+
+
+def test_scores_are_compared_with_infinity_of_a_higher_rank() -> None:
+    """The comparison broadcasts as that of the file does."""
+    text = """{ g = Greater(x, half) \n m = Where(g, low, x) \n p = Softmax(m) \n e = Equal(m, lows)
+      w = Where(e, none, p) \n y = Squeeze(w, axis) }"""
+    model = parsed(text, "(float[N,4] x) => (float[N,4] y)")
+    for name, value in {"half": 0.5, "low": -np.inf, "none": 0.0, "lows": np.full((1, 1, 1), -np.inf)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis"))
+    x, x0 = np.array([[0.6, 0.1, 0.2, 2]], np.float32), np.array([[0.1, 0.9, -0.2, 0.3]], np.float32)
+    phi = DeepExplainer(model, x0).shap_values(x)
+    delta = Runner(model).run({"x": x})["y"] - Runner(model).run({"x": x0})["y"]
+    np.testing.assert_allclose(phi.sum(1), delta, atol=1e-6)
