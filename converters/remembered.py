@@ -48,13 +48,14 @@ def remembered(model: Any, key: Hashable, export: Callable[[], T], conversion: C
     conversion : what is made of an export.
     """
     known = _remembered.get(id(model), {})
-    if key in known:
-        found = conversion(known[key])
+    earlier = known.get(key)
+    if earlier is not None:
+        found = conversion(earlier)
         try:
             found.check()
         except ModelError:
             # something has changed that the key does not show, a list that the model reads say
-            del known[key]
+            known.pop(key, None)  # another thread may have found it too
         else:
             return found
     exported = export()
@@ -63,5 +64,5 @@ def remembered(model: Any, key: Hashable, export: Callable[[], T], conversion: C
     kept = _remembered.setdefault(id(model), {})
     kept[key] = exported
     while len(kept) > KEPT:
-        del kept[next(iter(kept))]
+        kept.pop(next(iter(kept)), None)
     return conversion(exported)

@@ -36,6 +36,15 @@ def total(values: Array, features: int = 1) -> Array:
     return np.asarray(values.sum(tuple(range(1, 1 + features))))
 
 
+def test_a_background_that_the_caller_changes_is_that_of_the_beginning() -> None:
+    """Before the first call, and between calls, of which the later ones know the values at it."""
+    background = BACKGROUND.copy()
+    made, expected = explainer(background=background), explainer().shap_values(SAMPLES)
+    for _ in range(2):
+        background *= 3
+        np.testing.assert_array_equal(made.shap_values(SAMPLES, check_additivity=False), expected)
+
+
 # --- shapes
 
 

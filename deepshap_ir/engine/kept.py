@@ -36,7 +36,7 @@ class AtReferences:
         """Keep the values at a block, if there is room; those of another mapping, or of a piece of it, give way."""
         if self.find(references, block) is not None:
             return
-        if self._references is not references or any(_overlap(block, other) for other in self._blocks):
+        if self._references is not references or any(_overlap(block, other) for other in list(self._blocks)):
             self.clear()
             self._references = references
         size = sum(nbytes(v, {BACKGROUND: block.stop - block.start}) for v in self.plan.background.outputs)

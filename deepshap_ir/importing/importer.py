@@ -227,7 +227,7 @@ def import_model(
         listed=tuple(list_order(face, fed)),
         output=face.output,
         specs=tuple(_exact(spec, graph) for name in fed for spec in specs if spec.name == name),
-        background={name: arrays[name] for name in fed},
+        background={name: np.array(arrays[name]) for name in fed},  # the caller may change theirs
         rows=count,
         warnings=warnings,
     )
