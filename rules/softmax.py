@@ -109,16 +109,17 @@ def _means(log_p: Value, log_q: Value, axes: Sequence[int]) -> tuple[Value, Valu
 
     A logit of -inf at both points has the mean 0, and so has every one where all are. One that is -inf at one point
     alone would need an infinite multiplier: there the sum is NaN. Which logits are -inf is compared by a sum of fixed
-    numbers over them.
+    whole numbers over them, which is the same in whatever order it is taken.
     """
     op = log_p.op
     dtype = log_p.dtype
-    numbers = np.random.default_rng(0).random([n if a in axes else 1 for a, n in enumerate(log_p.shape)]) + 1.0
+    shape = [n if a in axes else 1 for a, n in enumerate(log_p.shape)]
+    numbers = np.random.default_rng(0).integers(1, 2**52 // np.prod(shape), shape).astype(np.float64)
     finite, masks = [], []
     for logits in (log_p, log_q):
         masked = op.Not(logits > -np.inf)  # all masked, the probabilities are NaN
         finite.append(op.Where(masked, op.constant(-1e4, dtype), logits))
-        masks.append(op.ReduceSum(op.Where(masked, op.constant(numbers, dtype), op.constant(0.0, dtype)), list(axes)))
+        masks.append(op.ReduceSum(op.Where(masked, op.constant(numbers), op.constant(0.0, np.float64)), list(axes)))
     means = logarithmic_mean(*finite)
     differ = op.Where(op.Equal(*masks), op.constant(0.0, dtype), op.constant(np.nan, dtype))
     return means, op.Max(op.ReduceSum(means, list(axes)), op.constant(TINY, dtype)) + differ

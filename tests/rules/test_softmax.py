@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
+from deepshap_ir import DeepExplainer
 from deepshap_ir.engine.backends import OnnxRuntime, Reference
 from deepshap_ir.engine.registry import Resolver
 from deepshap_ir.extend import Array, Context, Value
+from deepshap_ir.importing import runner
 from deepshap_ir.rules.softmax import softmax
 from deepshap_ir.testing import Runner, check_rule, exact_shapley, one_node_graph
+from tests.onnx_text import data, parsed
 from tests.rules.onnx_cases import Case, node_cases
 
 Backend = Reference | OnnxRuntime
@@ -169,3 +173,23 @@ def test_a_rule_that_is_slightly_wrong_is_rejected() -> None:
 
     with pytest.raises(AssertionError, match="miss the delta"):
         check_rule("Softmax", [(1, 6)], rule=inflated)
+
+
+@pytest.mark.parametrize("n", [3, 7, 17, 40])
+def test_what_is_masked_at_both_points_in_batches_of_any_size(n: int) -> None:
+    """The two programs of samples and of references may add up in different orders: they must find the same masks."""
+    model = parsed(
+        "{ m = Where(seen, x, low) \n p = Softmax(m) \n y = ReduceMax <keepdims = 0> (p, last) }",
+        f"(float[N,{n},{n}] x) => (float[N,{n}] y)",
+    )
+    for name, array in {
+        "seen": np.tri(n, dtype=bool),
+        "low": np.float32(-np.inf),
+        "last": np.array([-1]),
+    }.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    background, samples = data(5, n, n), data(4, n, n, seed=1)
+    y, y0 = (runner.Runner(model).run({"x": rows})["y"] for rows in (samples, background))
+    for k in (1, 3, 4):
+        phi = DeepExplainer(model, background).shap_values(samples[:k])
+        np.testing.assert_allclose(phi.sum((1, 2)), (y - y0.mean(0))[:k], atol=1e-5)
