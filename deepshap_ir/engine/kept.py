@@ -10,11 +10,11 @@ from deepshap_ir.engine.value import BACKGROUND
 
 
 class AtReferences:
-    """What the program `background` of a plan made of blocks of references.
+    """What the program `background` of a plan made of the first references, as many blocks as there is room for.
 
     Parameters
     ----------
-    limit : bytes of the blocks that are kept, in the order in which they come.
+    limit : bytes of the blocks.
     """
 
     def __init__(self, plan: Plan, limit: int) -> None:
@@ -25,7 +25,7 @@ class AtReferences:
     def clear(self) -> None:
         """Keep nothing."""
         self._references: Mapping[str, Any] | None = None
-        self._size = 0
+        self._size = self._end = 0
         self._blocks: dict[tuple[int, int], dict[str, Any]] = {}
 
     def find(self, references: Mapping[str, Any], block: slice) -> dict[str, Any] | None:
@@ -33,17 +33,14 @@ class AtReferences:
         return self._blocks.get((block.start, block.stop)) if self._references is references else None
 
     def add(self, references: Mapping[str, Any], block: slice, values: dict[str, Any]) -> None:
-        """Keep the values at a block, if there is room; those of another mapping, or of a piece of it, give way."""
+        """Keep the values at a block if it follows the last one kept; another mapping or cut starts anew."""
         if self.find(references, block) is not None:
             return
-        if self._references is not references or any(_overlap(block, other) for other in list(self._blocks)):
+        if self._references is not references or block.start < self._end:
             self.clear()
             self._references = references
         size = sum(nbytes(v, {BACKGROUND: block.stop - block.start}) for v in self.plan.background.outputs)
-        if self._size + size <= self.limit:
+        if block.start == self._end and self._size + size <= self.limit:
             self._blocks[block.start, block.stop] = values
             self._size += size
-
-
-def _overlap(block: slice, other: tuple[int, int]) -> bool:
-    return bool(block.start < other[1] and other[0] < block.stop)
+            self._end = block.stop
