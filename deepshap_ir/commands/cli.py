@@ -17,6 +17,9 @@ from deepshap_ir import __version__
 from deepshap_ir.commands.messages import one_line
 from deepshap_ir.errors import DeepShapError, InputError
 
+UsageError: Any = typer.BadParameter.__base__
+"""That of click, which newer versions of typer have inside."""
+
 
 class Commands(TyperGroup):
     """Commands whose errors on purpose end in one line and exit code 2."""
@@ -29,6 +32,10 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
             except DeepShapError as error:
                 typer.echo(f"deepshap: error: {one_line(str(error))}", err=True)
+                raise typer.Exit(2) from error
+            except UsageError as error:
+                path = error.ctx.command_path if error.ctx else ctx.command_path
+                typer.echo(f"deepshap: error: {one_line(error.format_message())} See: {path} --help", err=True)
                 raise typer.Exit(2) from error
 
 

@@ -302,12 +302,6 @@ class TestBadInput:
         refused(explain("--plot", "picture.png"), "pip install 'deepshap-ir[plot]'")
         refused(explain(out="out.parquet"), "pip install 'deepshap-ir[tables]'")
 
-    def test_options_that_are_missing_or_unknown(self) -> None:
-        for arguments in (["explain", "model.onnx"], ["explain", "--nothing"], ["explode"], ["demo", "cats"]):
-            result = deepshap(*arguments)
-            assert result.exit_code == 2
-            assert "Error: " in result.stderr
-
     def test_what_is_not_an_error_of_the_user_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: Any, **__: Any) -> None:
             raise ZeroDivisionError("inside")
@@ -328,6 +322,22 @@ class TestBadInput:
         result = explain()
         assert result.exit_code == 0
         assert result.stderr == "deepshap: warning: numbers are small\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["explain", "m.onnx", "--bakground", "b.npy"], ["No such option: --bakground", "--background"]),
+        (["explain"], ["Missing argument 'model'.", "See: deepshap explain --help"]),
+        (["explain", "m.onnx"], ["Missing option '--background'"]),
+        (["explain", "m.onnx", "-b", "b", "-s", "s", "-o", "o.npz", "--backend", "gpu"], ["'gpu'", "onnxruntime"]),
+        (["explode"], ["No such command 'explode'", "See: deepshap --help"]),
+        (["demo", "cats"], ["'cats'", "digits", "See: deepshap demo --help"]),
+    ],
+    ids=["unknown option", "no model", "no background", "unknown backend", "unknown command", "unknown demo"],
+)
+def test_a_wrong_option_is_said_in_one_line(arguments: list[str], messages: list[str]) -> None:
+    refused(CliRunner().invoke(app, arguments, prog_name="deepshap"), *messages)
 
 
 def test_long_messages_lose_their_middle() -> None:
