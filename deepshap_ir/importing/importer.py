@@ -279,9 +279,9 @@ def _refuse(
     model: ModelProto, found: Dependence, output: str, fed: Sequence[str], more: Sequence[Refusal] = ()
 ) -> None:
     found.refusals += more
-    standing_ = standing(model.graph, [output], found)
-    if standing_:
-        lines = (f"  {operator(r.node)} node {r.node.name!r}: {r.reason}" for r in standing_)
+    refused = standing(model.graph, [output], found)
+    if refused:
+        lines = (f"  {operator(r.node)} node {r.node.name!r}: {r.reason}" for r in refused)
         remedy = "".join(
             f"\nThis depends on {name!r}: where it is the same for all samples, make it a constant, "
             f"hold={{{name!r}: value}}."
@@ -290,7 +290,7 @@ def _refuse(
         )
         raise UnsupportedOperatorError(
             f"the model cannot be explained between its inputs and {output!r}:\n" + "\n".join(lines) + remedy,
-            [name for r in standing_ for name in r.outer.output if name],
+            [name for r in refused for name in r.outer.output if name],
         )
 
 
